@@ -1,0 +1,80 @@
+"""Names to factories: how backbones, data sets, augmentations and recipes are found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from transferkit.errors import ArgumentError, UnknownNameError
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a sentence that suggests the name meant, or lists what there is.
+
+    >>> nearest("resnet81", ["resnet18", "vgg16"])
+    "Did you mean 'resnet18'?"
+    >>> nearest("zebra", ["resnet18", "vgg16"])
+    'There are: resnet18, vgg16.'
+    """
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(repr(match) for match in close)}?"
+    if len(known) <= 20:
+        return f"There are: {', '.join(known)}."
+    return f"There are {len(known)} names, from {known[0]!r} to {known[-1]!r}."
+
+
+class Registry(Mapping[str, F], Generic[F]):
+    """Read-only mapping of names to factories; ``register`` is the only way in.
+
+    >>> greetings = Registry("greeting")
+    >>> @greetings.register("hello")
+    ... def hello() -> str:
+    ...     return "hello"
+    >>> greetings["hello"]()
+    'hello'
+    >>> greetings["helo"]
+    Traceback (most recent call last):
+    ...
+    transferkit.errors.UnknownNameError: There is no greeting 'helo'. Did you mean 'hello'?
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._factories: dict[str, F] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorate a factory. Raises ``ArgumentError`` if ``name`` is taken or empty."""
+        if not isinstance(name, str) or not name:
+            raise ArgumentError(
+                f"The name of a {self._kind} must be a non-empty string. Got {name!r} instead."
+            )
+
+        def add(factory: F) -> F:
+            if name in self._factories:
+                raise ArgumentError(f"The {self._kind} {name!r} is already registered; choose another name.")
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    def __getitem__(self, name: str) -> F:
+        try:
+            return self._factories[name]
+        except (KeyError, TypeError):
+            raise UnknownNameError(
+                f"There is no {self._kind} {name!r}. {nearest(str(name), self._factories)}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._factories
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factories)
+
+    def __len__(self) -> int:
+        return len(self._factories)
