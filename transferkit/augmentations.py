@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from transferkit.augmentation_ops import shift_and_flip
 from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
 from transferkit.registry import Registry
+from transferkit.seeding import uniforms
 
 Draw = Callable[[int, int, npt.NDArray[np.int64]], Tensor]
 Apply = Callable[[Tensor, Tensor], Tensor]
@@ -40,3 +44,76 @@ class Augmentation:
 
 
 AUGMENTATIONS: Registry[Callable[[Preprocessing], Augmentation]] = Registry("augmentation")
+
+
+def register_augmentation(
+    name: str,
+) -> Callable[[Callable[[Preprocessing], Augmentation]], Callable[[Preprocessing], Augmentation]]:
+    """Decorate a function that makes an ``Augmentation`` for a ``Preprocessing``.
+
+    Args:
+        name: What users call it; it must be free.
+
+    Raises:
+        ArgumentError: The name is taken or empty.
+    """
+    return AUGMENTATIONS.register(name)
+
+
+def list_augmentations() -> list[str]:
+    """Return the names of all augmentations, sorted.
+
+    >>> "light" in list_augmentations()
+    True
+    """
+    return sorted(AUGMENTATIONS)
+
+
+def augmentation(name: str, preprocessing: Preprocessing | str) -> Augmentation:
+    """Return a registered augmentation, fitted to the preprocessing of a model.
+
+    Args:
+        name: One of ``list_augmentations()``.
+        preprocessing: That of the model's weights; its ``size`` is the size of the results.
+
+    Raises:
+        UnknownNameError: There is no augmentation, or no preprocessing, of that name.
+
+    >>> light = augmentation("light", "cifar10")
+    >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> light.apply(images, light.draw(0, 1, np.array([5, 9]))).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    return AUGMENTATIONS[name](resolve_preprocessing(preprocessing))
+
+
+@register_augmentation("none")
+def _none(preprocessing: Preprocessing) -> Augmentation:
+    """Leave every image as it is."""
+
+    def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Tensor:
+        return torch.zeros(len(indices), 0)
+
+    def apply(images: Tensor, parameters: Tensor) -> Tensor:
+        return images
+
+    return Augmentation("none", preprocessing, draw, apply)
+
+
+@register_augmentation("light")
+def _light(preprocessing: Preprocessing) -> Augmentation:
+    """Shift by up to an eighth of the side, the border mirrored, and flip one image in two.
+
+    The parameters are the shifts of rows and columns in pixels, and 1 for a flipped image.
+
+    Source:
+        He et al. (2016), https://arxiv.org/abs/1512.03385, section 4.2 (there padded with zeros).
+    """
+    pad = preprocessing.size // 8
+
+    def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Tensor:
+        numbers = uniforms(seed, epoch, indices, 3)
+        shifts = np.floor(numbers[:, :2] * (2 * pad + 1)) - pad
+        return torch.from_numpy(np.column_stack([shifts, numbers[:, 2] < 0.5]).astype(np.float32))
+
+    return Augmentation("light", preprocessing, draw, shift_and_flip)
