@@ -39,6 +39,7 @@ class BackboneSpec:
         builder_kwargs: Arguments with which the builder makes the same architecture again.
         head_kind: ``"original"``, ``"linear"``, ``"mlp"`` or ``"custom"``.
         head_dropout: Probability of dropout before the head's last layer.
+        selected_on: Fingerprint of the part on which the weights were selected, if they were.
     """
 
     name: str
@@ -51,6 +52,7 @@ class BackboneSpec:
     builder_kwargs: Mapping[str, Any] = field(default_factory=dict)
     head_kind: str = "original"
     head_dropout: float = 0.0
+    selected_on: str | None = None
 
 
 def find_spec(model: nn.Module) -> BackboneSpec | None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ class Part:
     Raises:
         DataError: The lengths differ, or a target is not the index of a class.
     """
+
+    # Whether an image is the same each time it is asked for, so that it may be decoded once.
+    fixed: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,0 +1,214 @@
+"""Where the batches of a phase come from; the training step is the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from transferkit.augmentations import Augmentation
+from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.errors import DataError
+from transferkit.loading.pixels import Pixels
+from transferkit.seeding import stream
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    Attributes:
+        inputs: What the model takes: images ``[N, 3, H, W]`` or features ``[N, D]``, float32.
+        targets: Class indices, shape ``[N]``, int64.
+        indices: Positions of the samples in their part, shape ``[N]``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    indices: npt.NDArray[np.int64]
+
+
+class BatchSource(Protocol):
+    """Gives the batches of an epoch, in an order that follows from the seed alone."""
+
+    targets: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def samples(self) -> int | None:
+        """Return the number of samples in an epoch, where it is known."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch; epochs are counted over the whole run."""
+        ...
+
+
+def batch_slices(samples: int, batch_size: int, *, at_least_two: bool = False) -> list[slice]:
+    """Cut ``samples`` into batches; every sample is in exactly one.
+
+    Args:
+        samples: How many there are.
+        batch_size: How many a batch holds; the last may hold fewer.
+        at_least_two: Whether a last batch of one joins the one before it, because batch
+            norm cannot train on a single value.
+
+    >>> [part.stop - part.start for part in batch_slices(9, 4)]
+    [4, 4, 1]
+    >>> [part.stop - part.start for part in batch_slices(9, 4, at_least_two=True)]
+    [4, 5]
+    """
+    starts = list(range(0, samples, batch_size))
+    if at_least_two and len(starts) > 1 and samples - starts[-1] == 1:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
+
+
+class _Ordered:
+    """The order of samples and its cut into batches, shared by the sources that can be indexed."""
+
+    def __init__(self, targets: npt.NDArray[np.int64], batch_size: int, seed: int, shuffle: bool) -> None:
+        self.targets: npt.NDArray[np.int64] | None = targets
+        self._labels = torch.from_numpy(targets)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._slices = batch_slices(len(targets), batch_size, at_least_two=shuffle)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def samples(self) -> int | None:
+        return len(self._labels)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        count = len(self._labels)
+        return stream(self._seed, "order", epoch).permutation(count) if self._shuffle else np.arange(count)
+
+    def _indices(self, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
+        order = self._order(epoch)
+        return (order[part] for part in self._slices)
+
+
+class ImageBatches(_Ordered):
+    """Images of a part: decoded once, augmented and normalized as whole batches on the device.
+
+    Args:
+        pixels: The decoded images.
+        targets: Class index of each, shape ``[N]``.
+        preprocessing: Its mean and std normalize the images.
+        device: Where the batches go.
+        batch_size: Images in a batch.
+        augmentation: How the images vary; ``None`` leaves them as they are.
+        shuffle: Whether each epoch has an order of its own.
+        seed: What order and augmentation follow from.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        targets: npt.NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        device: str | torch.device,
+        batch_size: int,
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(targets, batch_size, seed, shuffle)
+        self._pixels = pixels
+        self._preprocessing = preprocessing
+        self._augmentation = augmentation
+        self._device = torch.device(device)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        for indices in self._indices(number):
+            images = self._pixels[indices].to(self._device, non_blocking=True)
+            if self._augmentation is not None:
+                drawn = self._augmentation.draw(self._seed, number, indices)
+                images = self._augmentation.apply(images, drawn.to(self._device))
+            labels = self._labels[indices].to(self._device, non_blocking=True)
+            yield Batch(self._preprocessing.normalize(images), labels, indices)
+
+
+class TensorBatches(_Ordered):
+    """Tensors that are ready for the model: features, or images that are already normalized.
+
+    Args:
+        inputs: float32, shape ``[N, ...]``; moved to the device a batch at a time.
+        targets: Class index of each, shape ``[N]``.
+        device: Where the batches go.
+        batch_size: Samples in a batch.
+        shuffle: Whether each epoch has an order of its own.
+        seed: What the order follows from.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: npt.NDArray[np.int64],
+        *,
+        device: str | torch.device,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(targets, batch_size, seed, shuffle)
+        self._inputs = inputs
+        self._device = torch.device(device)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        for indices in self._indices(number):
+            labels = self._labels[indices].to(self._device)
+            yield Batch(self._inputs[indices].to(self._device), labels, indices)
+
+
+class LoaderBatches:
+    """Batches of a loader of the user's own: what it yields is what the model gets.
+
+    Args:
+        loader: Yields pairs of inputs ``[N, ...]`` and class indices ``[N]``; torch's
+            ``DataLoader`` is one.
+        device: Where the batches go.
+    """
+
+    def __init__(self, loader: Iterable[Any], *, device: str | torch.device) -> None:
+        self.targets: npt.NDArray[np.int64] | None = None
+        self._loader = loader
+        self._device = torch.device(device)
+
+    def __len__(self) -> int:
+        try:
+            return len(self._loader)  # type: ignore[arg-type]
+        except TypeError:
+            raise DataError(
+                "A loader must have a length, from which schedules follow. "
+                f"Got a {type(self._loader).__name__} without one instead."
+            ) from None
+
+    def samples(self) -> int | None:
+        """Return the number of samples in an epoch, where the loader tells."""
+        dataset = getattr(self._loader, "dataset", None)
+        drops = bool(getattr(self._loader, "drop_last", False))
+        return len(dataset) if hasattr(dataset, "__len__") and not drops else None  # type: ignore[arg-type]
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch; their order is the loader's own affair."""
+        seen = 0
+        for inputs, targets, *_ in self._loader:
+            if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+                shown = getattr(inputs, "dtype", type(inputs).__name__)
+                raise DataError(
+                    "A DataLoader must yield float images that are ready for the model, because "
+                    f"transferkit does not preprocess them again. Got {shown} instead."
+                )
+            labels = torch.as_tensor(targets, dtype=torch.int64)
+            yield Batch(inputs.to(self._device), labels.to(self._device), np.arange(seen, seen + len(labels)))
+            seen += len(labels)

@@ -1,0 +1,146 @@
+"""Whatever a user calls data, as a source of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from transferkit.augmentations import Augmentation
+from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.datasets.base import Part
+from transferkit.errors import DataError
+from transferkit.loading.batches import BatchSource, ImageBatches, LoaderBatches
+from transferkit.loading.pixels import Pixels
+
+
+class _Images(Sequence[Any]):
+    """The images of a map-style data set, as a sequence that ``Part`` can take."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self._dataset[int(index)][0]
+        if isinstance(image, Tensor):
+            return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+        return image
+
+
+class DatasetPart(Part):
+    """A map-style data set of the user's own that gives (image, class index).
+
+    Its images may be transformed at random inside, so they are asked for anew in each epoch.
+    """
+
+    fixed: ClassVar[bool] = False
+
+    def __init__(self, dataset: Any, *, name: str = "all") -> None:
+        targets = getattr(dataset, "targets", None)
+        if targets is None:
+            targets = [int(dataset[index][1]) for index in range(len(dataset))]
+        targets = np.asarray(targets, dtype=np.int64)
+        classes = getattr(dataset, "classes", None)
+        self.has_names = classes is not None
+        if classes is None:
+            classes = [str(number) for number in range(int(targets.max(initial=-1)) + 1)]
+        super().__init__(_Images(dataset), targets, classes, name=name)
+
+
+def part_of(data: Any, *, name: str = "all") -> Part | None:
+    """Return data as a part, or ``None`` where its samples are tensors ready for the model.
+
+    Raises:
+        DataError: It is neither a part nor a map-style data set of images.
+    """
+    if isinstance(data, Part):
+        return data
+    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not sized or isinstance(data, (str, bytes, Tensor, np.ndarray, tuple)):
+        raise DataError(
+            "Data must be a part of load_dataset(...), a map-style dataset of (image, class index) pairs "
+            f"or a DataLoader. Got {type(data).__name__} instead."
+        )
+    if len(data) == 0:
+        raise DataError("The data set is empty; at least one image is needed.")
+    sample = data[0]
+    if not (isinstance(sample, (tuple, list)) and len(sample) >= 2):
+        raise DataError(
+            f"A sample must be a pair of an image and a class index. Got {type(sample).__name__} instead."
+        )
+    image = sample[0]
+    return None if isinstance(image, Tensor) and image.is_floating_point() else DatasetPart(data, name=name)
+
+
+def batches_of(
+    data: Any,
+    preprocessing: Preprocessing | None,
+    *,
+    device: str | torch.device,
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    pixels: Pixels | None = None,
+) -> BatchSource:
+    """Return the batches of a part, a map-style data set or a loader.
+
+    Args:
+        data: A part of ``load_dataset``, a map-style data set of (image, class index), or an
+            iterable of batches that are ready for the model, such as a ``DataLoader``.
+        preprocessing: The model's; needed unless the data is ready for the model.
+        device: Where the batches go.
+        batch_size: Images in a batch; a loader has its own.
+        augmentation: How training images vary; its stored size is what is decoded.
+        shuffle: Whether each epoch has an order of its own.
+        seed: What order and augmentation follow from.
+        workers: Number of decoding threads; ``None`` stands for one for each processor.
+        pixels: Images that were decoded before, for the same part and stored size.
+    """
+    if isinstance(data, DataLoader) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
+        return LoaderBatches(data, device=device)
+    part = part_of(data)
+    if part is None:
+        # A generator of its own keeps the order apart from the user's random state.
+        generator = torch.Generator().manual_seed(seed)
+        loader: DataLoader[Any] = DataLoader(
+            _checked(data), batch_size=batch_size, shuffle=shuffle, generator=generator
+        )
+        return LoaderBatches(loader, device=device)
+    if preprocessing is None:
+        raise DataError(
+            "The model has no preprocessing for these images; "
+            "give it one with transferkit.attach_spec(model, head=..., preprocessing=...)."
+        )
+    if pixels is None:
+        stored = preprocessing if augmentation is None else augmentation.stored
+        pixels = Pixels(part, stored, workers=workers)
+    return ImageBatches(
+        pixels,
+        part.targets,
+        preprocessing,
+        device=device,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        shuffle=shuffle,
+        seed=seed,
+    )
+
+
+def _checked(data: Any) -> Dataset[Any]:
+    return data  # type: ignore[no-any-return]
+
+
+def targets_of(data: Any) -> npt.NDArray[np.int64] | None:
+    """Return the class indices of a part or map-style data set, if they are known without a pass."""
+    targets = getattr(data, "targets", None)
+    return None if targets is None else np.asarray(targets, dtype=np.int64)

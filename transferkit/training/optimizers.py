@@ -1,0 +1,65 @@
+"""Optimizers by name, and the learning rates that fit where the user gives none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transferkit.training.phases import Phase
+
+# Peak learning rates for batches of about 64 images, by what normalizes the backbone:
+# batch norm bears larger steps than layer norm, and a network without norms the smallest.
+# Found on the three small data sets of docs/recipes.md; see there for the figures.
+_BACKBONE_LR = {
+    "adamw": {"batch-norm": 3e-4, "layer-norm": 5e-5, "none": 3e-5},
+    "sgd": {"batch-norm": 1e-2, "layer-norm": 3e-3, "none": 1e-3},
+}
+_HEAD_LR = {"adamw": 3e-3, "sgd": 0.1}
+# A new head starts from noise, so beside a backbone it learns faster than that.
+_HEAD_FACTOR = 10.0
+
+
+def norm_kind(model: nn.Module) -> str:
+    """Return ``"batch-norm"``, ``"layer-norm"`` or ``"none"``: what normalizes the model most.
+
+    >>> norm_kind(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    'batch-norm'
+    """
+    batch = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    layer = sum(isinstance(module, (nn.LayerNorm, nn.GroupNorm)) for module in model.modules())
+    if batch == layer == 0:
+        return "none"
+    return "batch-norm" if batch >= layer else "layer-norm"
+
+
+def with_default_rates(phase: Phase, model: nn.Module, *, fitted_head: bool) -> Phase:
+    """Fill in the learning rates that a phase leaves open.
+
+    Args:
+        phase: The phase.
+        model: What trains; its kind of normalization decides.
+        fitted_head: Whether an earlier phase has trained the head already.
+
+    Returns:
+        The phase with ``lr`` and ``head_lr`` set. A rate that the user gave is kept; a given
+        ``lr`` alone also holds for the head.
+    """
+    family = "sgd" if phase.optimizer == "sgd" else "adamw"
+    if phase.head_only:
+        rate = phase.head_lr or phase.lr or _HEAD_LR[family]
+        return dataclasses.replace(phase, lr=rate, head_lr=rate)
+    lr = phase.lr or _BACKBONE_LR[family][norm_kind(model)]
+    raised = phase.lr is None and not fitted_head
+    head_lr = phase.head_lr or (lr * _HEAD_FACTOR if raised else lr)
+    return dataclasses.replace(phase, lr=lr, head_lr=head_lr)
+
+
+def build_optimizer(phase: Phase, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return torch's optimizer for a phase over groups as ``parameter_groups`` gives them."""
+    if phase.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    return (torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam)(groups)

@@ -1,0 +1,144 @@
+"""A phase of training, as a frozen record that JSON can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transferkit.checks import (
+    check_between,
+    check_choice,
+    check_int,
+    check_non_negative,
+    check_positive,
+    require,
+)
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+
+Selectors = str | Sequence[str | Callable[..., bool]] | Callable[..., bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of training: what trains, for how long, and how.
+
+    Args:
+        train: ``"head"``, ``"all"``, or selectors as ``freeze`` takes them: a name, a glob,
+            a callable, or several.
+        epochs: Passes over the training part.
+        lr: Learning rate of the backbone's last stage; ``None`` takes a default that fits
+            the optimizer, the kind of backbone and what trains.
+        head_lr: Learning rate of the head; ``None`` takes ``lr``, or a default with it.
+        layer_decay: Factor on the learning rate from each stage to the one before it.
+        optimizer: ``"sgd"`` (Nesterov momentum 0.9), ``"adam"`` or ``"adamw"``.
+        weight_decay: Weight decay of matrices and kernels; biases and norms get none.
+        schedule: ``"constant"``, ``"step"``, ``"cosine"`` or ``"one-cycle"``; each is
+            stepped with the optimizer.
+        warmup: Share of the phase's steps in which the learning rate rises linearly; with
+            ``"one-cycle"``, the share in which it rises to its peak. ``None`` takes 0.3 for
+            ``"one-cycle"``, 0.1 where backbone parameters train, and 0 for a head.
+        step_size: Epochs between two steps of ``"step"``; ``None`` takes a third of the phase.
+        gamma: Factor of each step of ``"step"``.
+        augmentation: A registered name; ``None`` shows plain images.
+        label_smoothing: Share of the target's probability that is spread over all classes.
+        class_weights: ``None``, ``"balanced"``, or a float for each class.
+        clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
+        accumulate: Batches whose gradients are added up for one step of the optimizer.
+        patience: Epochs without a better validation result after which the phase ends.
+
+    Raises:
+        ArgumentError: A field has a value that makes no sense.
+
+    >>> Phase(train="head", epochs=5).optimizer
+    'adamw'
+    """
+
+    train: Selectors = "all"
+    epochs: int = 1
+    lr: float | None = None
+    head_lr: float | None = None
+    layer_decay: float = 1.0
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float | None = None
+    step_size: int | None = None
+    gamma: float = 0.1
+    augmentation: str | None = None
+    label_smoothing: float = 0.0
+    class_weights: str | Sequence[float] | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        check_int("Phase", "epochs", self.epochs, 1)
+        for field in ("lr", "head_lr", "clip_norm"):
+            if getattr(self, field) is not None:
+                check_positive("Phase", field, getattr(self, field))
+        check_positive("Phase", "layer_decay", self.layer_decay)
+        check_positive("Phase", "gamma", self.gamma)
+        check_choice("Phase", "optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("Phase", "schedule", self.schedule, SCHEDULES)
+        check_non_negative("Phase", "weight_decay", self.weight_decay)
+        check_between("Phase", "label_smoothing", self.label_smoothing, 0, 1)
+        check_int("Phase", "accumulate", self.accumulate, 1)
+        if self.warmup is not None:
+            check_between("Phase", "warmup", self.warmup, 0, 1)
+        for field in ("patience", "step_size"):
+            if getattr(self, field) is not None:
+                check_int("Phase", field, getattr(self, field), 1)
+        valid = self.augmentation is None or isinstance(self.augmentation, str)
+        require(valid, "Phase", "augmentation", "the name of a registered augmentation", self.augmentation)
+        valid = callable(self.train) or bool(self.train)
+        require(valid, "Phase", "train", "'head', 'all' or selectors", self.train)
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the head alone trains."""
+        return self.train == "head"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold; a callable is shown by its name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _plain(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Phase:
+        """Build the record from what ``to_dict`` returned."""
+        return cls(**fields)
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        return getattr(value, "__qualname__", repr(value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def share_epochs(phases: Sequence[Phase], total: int) -> tuple[Phase, ...]:
+    """Give each phase its share of ``total`` epochs, in proportion to its own, at least one each.
+
+    Raises:
+        ArgumentError: ``total`` is smaller than the number of phases.
+
+    >>> [phase.epochs for phase in share_epochs([Phase(epochs=1), Phase(epochs=3)], 8)]
+    [2, 6]
+    """
+    check_int("Trainer.fit", "epochs", total, 1)
+    enough = total >= len(phases)
+    require(enough, "Trainer.fit", "epochs", f"at least {len(phases)}, one for each phase", total)
+    weights = [phase.epochs for phase in phases]
+    shares = [1] * len(phases)
+    for _ in range(total - len(phases)):
+        # The next epoch goes to the phase that is furthest below its proportion.
+        short = [total * weight / sum(weights) - share for weight, share in zip(weights, shares, strict=True)]
+        shares[short.index(max(short))] += 1
+    return tuple(
+        dataclasses.replace(phase, epochs=share) for phase, share in zip(phases, shares, strict=True)
+    )

@@ -1,0 +1,72 @@
+"""Recipes: named sequences of phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transferkit.checks import require
+from transferkit.registry import Registry
+from transferkit.training.phases import Phase
+
+RECIPES: Registry[Callable[[], Sequence[Phase]]] = Registry("recipe")
+
+
+def register_recipe(name: str) -> Callable[[Callable[[], Sequence[Phase]]], Callable[[], Sequence[Phase]]]:
+    """Decorate a function without arguments that returns the phases of a recipe.
+
+    Raises:
+        ArgumentError: The name is taken.
+
+    >>> @register_recipe("doctest-last-stage")
+    ... def last_stage():
+    ...     '''Train the last stage of a ResNet and its head.'''
+    ...     return [Phase(train=("layer4", "head"), epochs=5)]
+    >>> "doctest-last-stage" in list_recipes()
+    True
+    """
+    return RECIPES.register(name)
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the registered recipes, sorted.
+
+    >>> "lp-ft" in list_recipes()
+    True
+    """
+    return sorted(RECIPES)
+
+
+def recipe_phases(recipe: str | Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+    """Return the phases of a recipe, given by its name or as the phases themselves.
+
+    Raises:
+        UnknownNameError: There is no recipe of that name.
+        ArgumentError: There are no phases, or something else is among them.
+
+    >>> [phase.train for phase in recipe_phases("lp-ft")]
+    ['head', 'all']
+    """
+    if isinstance(recipe, str):
+        return tuple(RECIPES[recipe]())
+    phases = (recipe,) if isinstance(recipe, Phase) else tuple(recipe)
+    valid = bool(phases) and all(isinstance(phase, Phase) for phase in phases)
+    require(valid, "Trainer", "recipe", "the name of a recipe, a Phase or several", recipe)
+    return phases
+
+
+@register_recipe("linear-probe")
+def linear_probe() -> list[Phase]:
+    """Train the head on a frozen backbone (feature extraction)."""
+    return [Phase(train="head", epochs=20)]
+
+
+@register_recipe("fine-tune")
+def fine_tune() -> list[Phase]:
+    """Train everything, the new head faster than the backbone."""
+    return [Phase(train="all", epochs=12, augmentation="standard")]
+
+
+@register_recipe("lp-ft")
+def probe_then_fine_tune() -> list[Phase]:
+    """Train the head first, then everything from there (Kumar et al., 2022, arXiv:2202.10054)."""
+    return [Phase(train="head", epochs=10), Phase(train="all", epochs=10, augmentation="standard")]
