@@ -1,0 +1,134 @@
+"""Run a model over data and score it: each sample exactly once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from transferkit.backbones.spec import find_spec
+from transferkit.checks import check_int
+from transferkit.datasets.base import Part, Splits
+from transferkit.errors import ClassMismatchError, DataError
+from transferkit.evaluation.report import Report
+from transferkit.heads import class_names
+from transferkit.loading.batches import BatchSource
+from transferkit.loading.sources import DatasetPart, batches_of, part_of
+from transferkit.runtime import Execution, resolve_execution
+from transferkit.training.steps import eval_step
+
+
+def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) -> tuple[Tensor, Tensor]:
+    """Run a model in inference mode over every batch of a source.
+
+    Returns:
+        Logits, float32 ``[N, C]``, and targets, int64 ``[N]``, both on the CPU, in the order
+        of the source. The model is left in the mode in which it was.
+    """
+    training = model.training
+    model.eval()
+    try:
+        rows = [(eval_step(model, batch, execution=execution), batch.targets) for batch in source.epoch(0)]
+    finally:
+        model.train(training)
+    if not rows:
+        raise DataError("There is nothing to evaluate: the data gave no batch.")
+    return torch.cat([row[0] for row in rows]).cpu(), torch.cat([row[1] for row in rows]).cpu()
+
+
+def match_classes(model: nn.Module, part: Part) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Bring a part's targets into the order of the model's classes, by name.
+
+    Returns:
+        The model's classes, and the targets as positions among them, shape ``[N]``.
+
+    Raises:
+        ClassMismatchError: The part has classes that the model does not know.
+    """
+    known = class_names(model)
+    if known is None or known == part.classes or (isinstance(part, DatasetPart) and not part.has_names):
+        return known or part.classes, part.targets
+    position = {name: index for index, name in enumerate(known)}
+    present = [part.classes[index] for index in np.unique(part.targets)]
+    extra = [name for name in present if name not in position]
+    if extra:
+        raise ClassMismatchError(
+            f"The data has classes that the model does not know: {_listed(extra)}. "
+            f"The model's classes are: {_listed(known)}."
+        )
+    # A class without images may be unknown; no target points at its -1.
+    table = np.array([position.get(name, -1) for name in part.classes], dtype=np.int64)
+    return known, table[part.targets]
+
+
+def _listed(names: Any, limit: int = 10) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+) -> Report:
+    """Score a classifier on data, each sample exactly once.
+
+    Args:
+        model: A model with a spec, or any module whose data is ready for it. It is moved to
+            the device and left in the mode in which it was.
+        data: ``Splits`` (the test part, or where there is none the validation part), one
+            part, a map-style data set of (image, class index), or a ``DataLoader``.
+        batch_size: Images in a batch; it changes the speed and nothing else.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        workers: Number of decoding threads; ``None`` stands for one for each processor.
+
+    Raises:
+        ClassMismatchError: The data has classes that the model does not know.
+        DataError: There is nothing to evaluate.
+
+    >>> import numpy as np, transferkit as tk
+    >>> model = tk.load_backbone("mini", weights=None, num_classes=10)
+    >>> images = np.zeros((12, 32, 32, 3), dtype=np.uint8)
+    >>> tk.evaluate(model, tk.Part(images, [0, 1] * 6, [str(digit) for digit in range(10)])).n
+    12
+    """
+    check_int("evaluate", "batch_size", batch_size, 1)
+    if isinstance(data, Splits):
+        chosen = data.test if data.test is not None else data.val
+        if chosen is None:
+            raise DataError("The splits have neither a test nor a validation part; pass the part to evaluate.")
+        data = chosen
+    execution = resolve_execution(model, device=device, precision=precision)
+    execution.place(model)
+    spec = find_spec(model)
+    preprocessing = None if spec is None else spec.preprocessing
+    source = batches_of(data, preprocessing, device=execution.device, batch_size=batch_size, workers=workers)
+    part = part_of(data) if hasattr(data, "__getitem__") else None
+    classes = None
+    if part is not None:
+        classes, source.targets = match_classes(model, part)
+    logits, targets = collect_logits(model, source, execution)
+    if part is not None and source.targets is not None:
+        targets = torch.from_numpy(source.targets)
+    if classes is None or len(classes) != logits.shape[1]:
+        classes = class_names(model) or tuple(str(number) for number in range(logits.shape[1]))
+    highest = int(targets.max())
+    if highest >= logits.shape[1]:
+        raise ClassMismatchError(
+            f"The model has {logits.shape[1]} outputs, but a target is {highest}; "
+            "give the model a head of the right size with replace_head(model, num_classes)."
+        )
+    selected = None
+    if spec is not None and part is not None and spec.weights is not None:
+        selected = spec.selected_on == part.fingerprint()
+    name = part.name if part is not None else "data"
+    ids = part.ids if part is not None else None
+    return Report.from_logits(logits, targets, classes, split=name, selected=selected, ids=ids)

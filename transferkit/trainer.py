@@ -1,0 +1,315 @@
+"""The trainer: phases over a model and data, with the best weights kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferkit.augmentations import Augmentation, augmentation as augmentation_named, per_sample
+from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.backbones.spec import find_spec, set_spec
+from transferkit.checks import check_int, check_positive
+from transferkit.classification import CrossEntropy, class_weights_of
+from transferkit.datasets.base import Part, Splits
+from transferkit.errors import ArgumentError, DataError
+from transferkit.features.split import Split, head_features, split_at_head, why_not_split
+from transferkit.freezing import freeze, unfreeze
+from transferkit.heads import head_module, head_out_features
+from transferkit.loading.batches import BatchSource, TensorBatches
+from transferkit.param_groups import parameter_groups
+from transferkit.runtime import resolve_execution
+from transferkit.saved_model import save_model, spec_to_dict
+from transferkit.training.best import BestWeights
+from transferkit.training.callbacks import Callback, ProgressBar
+from transferkit.training.data import TrainingData
+from transferkit.training.history import History
+from transferkit.training.loop import PhaseTools, run_phase, steps_of
+from transferkit.training.optimizers import build_optimizer, with_default_rates
+from transferkit.training.phases import Phase, share_epochs
+from transferkit.training.recipes import recipe_phases
+from transferkit.training.run_directory import RunDirectory, versions
+from transferkit.training.schedules import build_scheduler
+
+AugmentationLike = str | Augmentation | Callable[..., Any]
+
+
+class Trainer:
+    """Trains a model through the phases of a recipe and keeps the best weights.
+
+    Args:
+        model: A backbone with a head of the right size; it stays the plain module that it is
+            and is trained in place.
+        recipe: The name of a recipe, a ``Phase`` or several.
+        lr: Learning rate of the phases that train backbone parameters, or of all phases if
+            the head alone trains; ``None`` takes defaults that fit recipe and backbone.
+        augmentation: How training images vary while backbone parameters train: a registered
+            name, an ``Augmentation``, or a callable from PIL image to PIL image. ``None``
+            leaves it to the recipe.
+        batch_size: Images in a batch.
+        callbacks: Told of phases, epochs and steps.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
+        precision: ``"auto"`` (bfloat16 where the hardware computes it), ``"fp32"`` or ``"bf16"``.
+        seed: What the order of images, augmentation and dropout follow from.
+        run_dir: A folder that does not exist or is empty; ``None`` writes no files.
+        workers: Number of decoding threads; ``None`` stands for one for each processor.
+        progress: Whether to show a progress bar on standard error.
+
+    Raises:
+        ArgumentError: An argument has a value that makes no sense.
+        RunDirectoryError: The run directory is already in use.
+
+    >>> import numpy as np, transferkit as tk
+    >>> model = tk.load_backbone("mini", num_classes=2)
+    >>> images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    >>> trainer = Trainer(model, recipe="linear-probe", progress=False)
+    >>> len(trainer.fit(tk.Part(images, [0, 1] * 8, ["ant", "bee"]), epochs=2))
+    2
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        recipe: str | Phase | Sequence[Phase] = "lp-ft",
+        lr: float | None = None,
+        augmentation: AugmentationLike | None = None,
+        batch_size: int = 64,
+        callbacks: Sequence[Callback] = (),
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        seed: int = 0,
+        run_dir: str | os.PathLike[str] | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {type(model).__name__} instead."
+            )
+        self.model = model
+        self.phases = _with_lr(recipe_phases(recipe), lr)
+        self.recipe = recipe if isinstance(recipe, str) else "custom"
+        self.batch_size = check_int("Trainer", "batch_size", batch_size, 1)
+        self.seed = check_int("Trainer", "seed", seed)
+        self.workers = None if workers is None else check_int("Trainer", "workers", workers)
+        self.callbacks = (*((ProgressBar(),) if progress else ()), *callbacks)
+        self.execution = resolve_execution(model, device=device, precision=precision)
+        self.history = History()
+        spec = find_spec(model)
+        self._preprocessing = None if spec is None else spec.preprocessing
+        self._augmentation = None
+        if augmentation is not None:
+            self._augmentation = self._resolve_augmentation(augmentation)
+        self._run_directory = None if run_dir is None else RunDirectory(run_dir)
+
+    def fit(self, train: Any, val: Any = None, *, epochs: int | None = None) -> History:
+        """Train, and leave the model with the best weights of the run, in inference mode.
+
+        Args:
+            train: ``Splits`` (whose validation part is used too), one part, a map-style data
+                set of (image, class index), or a ``DataLoader`` of batches ready for the model.
+            val: Data on which weights are selected; ``None`` takes that of ``Splits``. Without
+                any, the last weights stay.
+            epochs: Total over all phases, shared in proportion to the recipe's own;
+                ``None`` takes those.
+
+        Returns:
+            One row for each epoch; see ``History``.
+
+        Raises:
+            ArgumentError: The model's outputs and the data's classes differ in number.
+            NonFiniteError: A loss is NaN or infinite.
+        """
+        record: dict[str, Any] = {}
+        if isinstance(train, Splits):
+            train, val, record = train.train, train.val if val is None else val, train.record
+        phases = self.phases if epochs is None else share_epochs(self.phases, epochs)
+        data = TrainingData(
+            train,
+            val,
+            self._preprocessing,
+            device=self.execution.device,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            workers=self.workers,
+        )
+        self._check_classes(data)
+        self.execution.place(self.model)
+        phases = tuple(
+            with_default_rates(phase, self.model, fitted_head=number > 0)
+            for number, phase in enumerate(phases)
+        )
+        if self._run_directory is not None:
+            self._run_directory.write_config(self._config(phases, data, record))
+        self.history = History()
+        best = BestWeights()
+        for number, phase in enumerate(phases):
+            self._run_phase(number, phase, phases, data, best)
+        self._describe(data)
+        self.model.eval()
+        if self._run_directory is not None:
+            save_model(self.model, self._run_directory.path / "model")
+        return self.history
+
+    def _run_phase(
+        self, number: int, phase: Phase, phases: Sequence[Phase], data: TrainingData, best: BestWeights
+    ) -> None:
+        tools, note = self._prepare(phase, data)
+        for callback in self.callbacks:
+            callback.phase_start(number, phase, note)
+
+        def finish_epoch(row: dict[str, Any]) -> bool:
+            better = False
+            if row["val_loss"] is not None:
+                better = best.consider(self.model, accuracy=row["val_accuracy"], loss=row["val_loss"])
+            row |= {"phase": number, "train": str(phase.train), "best": better}
+            row["epochs"] = sum(each.epochs for each in phases)
+            self.history.append(row)
+            if self._run_directory is not None:
+                self._run_directory.append_history(row)
+            for callback in self.callbacks:
+                callback.epoch_end(row)
+            return better
+
+        run_phase(
+            phase,
+            tools,
+            first_epoch=1 + sum(each.epochs for each in phases[:number]),
+            seed=self.seed,
+            callbacks=self.callbacks,
+            finish_epoch=finish_epoch,
+        )
+        best.restore(self.model)
+
+    def _prepare(self, phase: Phase, data: TrainingData) -> tuple[PhaseTools, str]:
+        """Freeze what the phase freezes, then build what it trains with: in this order."""
+        if phase.train == "all":
+            unfreeze(self.model)
+        else:
+            freeze(self.model, except_=phase.train)
+        module, train, val, how = self._sources(phase, data)
+        assert phase.lr is not None  # with_default_rates has set it
+        groups = parameter_groups(
+            self.model,
+            lr=phase.lr,
+            head_lr=phase.head_lr,
+            layer_decay=phase.layer_decay,
+            weight_decay=phase.weight_decay,
+        )
+        optimizer = build_optimizer(phase, groups)
+        weights = None
+        if phase.class_weights is not None:
+            if data.train_part is None:
+                raise DataError("Class weights need a part or data set whose targets are known.")
+            weights = class_weights_of(phase.class_weights, data.train_part.targets, len(data.train_part.classes))
+        criterion = CrossEntropy(phase.label_smoothing, weights).to(self.execution.device)
+        scheduler = build_scheduler(optimizer, phase, steps_of(train, phase))
+        trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
+        note = f"train {phase.train} ({trainable:,} parameters, {phase.optimizer}, lr {phase.lr:g}) {how}"
+        return PhaseTools(module, train, val, optimizer, scheduler, criterion, self.execution), note
+
+    def _sources(
+        self, phase: Phase, data: TrainingData
+    ) -> tuple[nn.Module, BatchSource, BatchSource | None, str]:
+        """Return what takes the batches, where they come from, and how in a few words."""
+        val = data.validation_batches()
+        if phase.head_only and data.train_part is not None and data.train_part.fixed:
+            split = split_at_head(self.model)
+            plain = data.plain_batches()
+            reason = why_not_split(split, next(iter(plain.epoch(0))), self.execution)
+            if reason is None:
+                train_features = self._stored(split, plain, shuffle=True)
+                val_features = None if val is None else self._stored(split, val, shuffle=False)
+                return split.suffix, train_features, val_features, "on features that are computed once"
+        else:
+            reason = "backbone parameters train" if not phase.head_only else "the images may vary"
+        augmentation = None
+        if not phase.head_only:
+            augmentation = self._augmentation
+            if augmentation is None and phase.augmentation is not None and data.train_part is not None:
+                augmentation = self._resolve_augmentation(phase.augmentation)
+        how = f"on images, {augmentation.name if augmentation else 'plain'}: {reason}"
+        return self.model, data.training_batches(augmentation), val, how
+
+    def _stored(self, split: Split, source: BatchSource, *, shuffle: bool) -> TensorBatches:
+        inputs, targets = head_features(split, source, self.execution)
+        return TensorBatches(
+            inputs,
+            targets.numpy(),
+            device=self.execution.device,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+        )
+
+    def _resolve_augmentation(self, value: AugmentationLike) -> Augmentation:
+        if isinstance(value, Augmentation):
+            return value
+        if self._preprocessing is None:
+            raise ArgumentError(
+                "Augmentation needs the model's preprocessing; give the model one with "
+                "transferkit.attach_spec(model, head=..., preprocessing=...)."
+            )
+        if isinstance(value, str):
+            return augmentation_named(value, self._preprocessing)
+        return per_sample(value, self._preprocessing)
+
+    def _check_classes(self, data: TrainingData) -> None:
+        part = data.train_part
+        outputs = None if part is None else head_out_features(head_module(self.model))
+        if part is not None and outputs is not None and outputs != len(part.classes):
+            raise ArgumentError(
+                f"The model has {outputs} outputs, but the data has {len(part.classes)} classes; "
+                f"give it a new head with transferkit.replace_head(model, {len(part.classes)})."
+            )
+        if part is not None and data.val_part is not None and data.val_part.classes != part.classes:
+            raise DataError("The training and the validation part must have the same classes in the same order.")
+
+    def _describe(self, data: TrainingData) -> None:
+        """Write what the run has taught into the model's spec: class names, and how weights were selected."""
+        spec = find_spec(self.model)
+        if spec is None or data.train_part is None:
+            return
+        selected = None if data.val_part is None else data.val_part.fingerprint()
+        classes = data.train_part.classes
+        set_spec(
+            self.model,
+            dataclasses.replace(spec, classes=classes, num_classes=len(classes), selected_on=selected),
+        )
+
+    def _config(self, phases: Sequence[Phase], data: TrainingData, record: dict[str, Any]) -> dict[str, Any]:
+        spec = find_spec(self.model)
+        parts = {"train": data.train_part, "val": data.val_part}
+        return {
+            "recipe": self.recipe,
+            "phases": [phase.to_dict() for phase in phases],
+            "augmentation": None if self._augmentation is None else self._augmentation.name,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "workers": self.workers,
+            "execution": self.execution.to_dict(),
+            "model": None if spec is None else spec_to_dict(spec),
+            "data": record,
+            "parts": {
+                name: {"images": len(part), "fingerprint": part.fingerprint()}
+                for name, part in parts.items()
+                if part is not None
+            },
+            "versions": versions(),
+        }
+
+
+def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:
+    """Set the learning rate where backbone parameters train, or everywhere if none do."""
+    if lr is None:
+        return phases
+    check_positive("Trainer", "lr", lr)
+    only_heads = all(phase.head_only for phase in phases)
+    return tuple(
+        dataclasses.replace(phase, lr=lr) if only_heads or not phase.head_only else phase for phase in phases
+    )

@@ -1,0 +1,73 @@
+"""The folder of a run: every decision, every epoch, the model, and what was made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from transferkit.errors import OutputError, RunDirectoryError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written; the message names the path and the reason.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions on which the numbers of a run depend."""
+    import numpy
+    import torch
+    import torchvision
+
+    from transferkit import __version__
+
+    return {
+        "transferkit": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+class RunDirectory:
+    """Where a run keeps what it decided, measured and learned.
+
+    Args:
+        path: The folder; it is made when something is first written.
+
+    Raises:
+        RunDirectoryError: The folder holds something already.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunDirectoryError(f"The run directory {self.path} is already in use; choose a new one.")
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write ``config.json``."""
+        write_text(self.path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def append_history(self, row: dict[str, Any]) -> None:
+        """Add a line to ``history.jsonl``."""
+        path = self.path / "history.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
