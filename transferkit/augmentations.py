@@ -6,19 +6,26 @@ alone, so the number of workers, the batch size and the device change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transferkit.augmentation_ops import shift_and_flip
+from transferkit.augmentation_ops import draw_boxes, erase, resized_crop_and_flip, shift_and_flip
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
+from transferkit.checks import require
+from transferkit.errors import ArgumentError
 from transferkit.registry import Registry
 from transferkit.seeding import uniforms
+from transferkit.trivial_augment import draw_operations, trivial_augment
 
 Draw = Callable[[int, int, npt.NDArray[np.int64]], Tensor]
 Apply = Callable[[Tensor, Tensor], Tensor]
@@ -117,3 +124,159 @@ def _light(preprocessing: Preprocessing) -> Augmentation:
         return torch.from_numpy(np.column_stack([shifts, numbers[:, 2] < 0.5]).astype(np.float32))
 
     return Augmentation("light", preprocessing, draw, shift_and_flip)
+
+
+_TRIES = 10
+
+
+def _larger(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of the copy that crops are cut from, 1.2 times the model's size."""
+    side = round(1.2 * preprocessing.size)
+    return dataclasses.replace(preprocessing, size=side, resize=side)
+
+
+def _draw_crops(numbers: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Return boxes and flips, ``[N, 5]``, for uniform numbers ``[N, 2 * _TRIES + 3]``."""
+    boxes = draw_boxes(numbers[:, :-1], side, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3), longest=side)
+    return np.column_stack([boxes, numbers[:, -1] < 0.5]).astype(np.float32)
+
+
+@register_augmentation("standard")
+def _standard(preprocessing: Preprocessing) -> Augmentation:
+    """Cut out a random box, resize it to the model's size, and flip one image in two.
+
+    The box has 25 to 100% of the area and an aspect ratio of 3/4 to 4/3. It is cut from a square
+    copy that is kept of each photo: the shorter side resized to 1.2 times the model's size, and
+    the middle cut out (the whole photo where the preprocessing squashes). Cropping the photo
+    itself would differ in two ways: boxes could reach what lies outside that square, and small
+    boxes would show detail that the copy has lost. Resizing is bilinear and antialiased.
+
+    Source:
+        Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 6.
+    """
+    stored = _larger(preprocessing)
+
+    def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(_draw_crops(uniforms(seed, epoch, indices, 2 * _TRIES + 3), stored.size))
+
+    def apply(images: Tensor, parameters: Tensor) -> Tensor:
+        return resized_crop_and_flip(images, parameters, preprocessing.size)
+
+    return Augmentation("standard", stored, draw, apply)
+
+
+@register_augmentation("strong")
+def _strong(preprocessing: Preprocessing) -> Augmentation:
+    """Do what ``standard`` does, then TrivialAugment, then paint over a box in one image of four.
+
+    The box has 2 to 33% of the area and the mean color of the preprocessing.
+
+    Source:
+        Müller and Hutter (2021), https://arxiv.org/abs/2103.10158, and Zhong et al. (2020),
+        https://arxiv.org/abs/1708.04896.
+    """
+    stored, size = _larger(preprocessing), preprocessing.size
+    fill = torch.tensor([round(255 * mean) for mean in preprocessing.mean], dtype=torch.uint8)
+    parts = np.cumsum([2 * _TRIES + 3, 3, 2 * _TRIES + 2])
+
+    def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Tensor:
+        crop, operation, box, chance = np.split(
+            uniforms(seed, epoch, indices, int(parts[-1]) + 1), parts, axis=1
+        )
+        boxes = draw_boxes(box, size, scale=(0.02, 0.33), ratio=(0.3, 3.3), longest=max(size - 1, 1))
+        boxes *= (chance < 0.25) & (boxes[:, 2:3] < size)
+        drawn = [_draw_crops(crop, stored.size), draw_operations(operation), boxes]
+        return torch.from_numpy(np.column_stack(drawn))
+
+    def apply(images: Tensor, parameters: Tensor) -> Tensor:
+        cropped = resized_crop_and_flip(images, parameters[:, :5], size)
+        return erase(trivial_augment(cropped, parameters[:, 5:7]), parameters[:, 7:], fill)
+
+    return Augmentation("strong", stored, draw, apply)
+
+
+def per_sample(
+    function: Callable[[Any], Any],
+    preprocessing: Preprocessing | str,
+    name: str = "custom",
+    *,
+    stored: Preprocessing | None = None,
+) -> Augmentation:
+    """Make an augmentation of a function on one image, such as a torchvision transform.
+
+    The function runs on one image after another, in the calling process, while ``random``,
+    ``numpy.random`` and torch's CPU generator are seeded with a number that was drawn for the
+    sample, and restored afterwards. A function that keeps a generator of its own is outside that.
+
+    Args:
+        function: Takes an RGB PIL image and returns one of the model's size, as a PIL image, a
+            uint8 tensor ``[3, H, W]`` or a uint8 array ``[H, W, 3]``, not normalised.
+        preprocessing: That of the model's weights.
+        name: What the augmentation is called in records.
+        stored: The preprocessing of the images that the function is given; by default that of
+            the model. A larger one leaves room for cropping.
+
+    Raises:
+        ArgumentError: ``function`` is not callable, or later returned something else.
+
+    >>> from torchvision.transforms import v2
+    >>> jitter = per_sample(v2.ColorJitter(brightness=0.5), "cifar10")
+    >>> images = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
+    >>> first, second = jitter.apply(images, jitter.draw(0, 1, np.array([5, 9])))
+    >>> bool((first == second).any())
+    False
+    """
+    require(callable(function), "per_sample", "function", "a function of an RGB PIL image", function)
+    model = resolve_preprocessing(preprocessing)
+
+    def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> Tensor:
+        # Two whole numbers of 24 bits, the most that float32 holds exactly.
+        return torch.from_numpy(uniforms(seed, epoch, indices, 2) * np.float32(2**24))
+
+    def apply(images: Tensor, parameters: Tensor) -> Tensor:
+        from PIL import Image
+
+        results = []
+        for pixels, (high, low) in zip(images.cpu(), parameters.long().tolist(), strict=True):
+            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            with _seeded((high << 24) + low):
+                results.append(_pixels_of(function(image), name, model.size))
+        return torch.stack(results).to(images.device) if results else images
+
+    return Augmentation(name, stored or model, draw, apply)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators, and give them back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the user's function may draw from it)
+    # Not torch.manual_seed: that would seed the accelerators' generators too.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def _pixels_of(result: Any, name: str, size: int) -> Tensor:
+    """Return what a user's function returned as uint8 ``[3, size, size]``, or say what is wrong."""
+    from PIL import Image
+
+    pixels = result
+    if isinstance(result, Image.Image):
+        pixels = np.array(result.convert("RGB"))
+    if isinstance(pixels, np.ndarray) and pixels.ndim == 3:
+        pixels = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.shape != (3, size, size):
+        shape = f" of shape {list(pixels.shape)}" if isinstance(pixels, (Tensor, np.ndarray)) else ""
+        kind = f" and {pixels.dtype}" if shape else ""
+        raise ArgumentError(
+            f"The augmentation {name!r} must return an RGB image of {size} x {size} pixels, as a PIL image, "
+            f"a uint8 tensor [3, {size}, {size}] or a uint8 array [{size}, {size}, 3], not normalised. "
+            f"Got {type(result).__name__}{shape}{kind} instead."
+        )
+    return pixels.as_subclass(Tensor).cpu()
