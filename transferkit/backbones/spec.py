@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.errors import ArgumentError
@@ -57,8 +58,7 @@ class BackboneSpec:
 
 def find_spec(model: nn.Module) -> BackboneSpec | None:
     """Return the model's record, or ``None`` if it has none."""
-    # torch.compile wraps a module and forwards attributes, so getattr sees through it.
-    found = getattr(model, _ATTRIBUTE, None)
+    found = getattr(unwrapped(model), _ATTRIBUTE, None)
     return found if isinstance(found, BackboneSpec) else None
 
 
@@ -84,5 +84,11 @@ def set_spec(model: M, spec: BackboneSpec) -> M:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` wrapped, or the module itself."""
-    return getattr(model, "_orig_mod", model)
+    """Return the module inside the wrappers of ``torch.compile`` and data parallelism, or itself."""
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # what torch.compile calls the module that it wraps
+            model = cast(nn.Module, model._modules["_orig_mod"])
+        else:
+            return model
