@@ -10,6 +10,47 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to _HOMES
+    from transferkit.augmentations import Augmentation as Augmentation
+    from transferkit.augmentations import augmentation as augmentation
+    from transferkit.augmentations import list_augmentations as list_augmentations
+    from transferkit.augmentations import register_augmentation as register_augmentation
+    from transferkit.backbones.attach import attach_spec as attach_spec
+    from transferkit.backbones.load import load_backbone as load_backbone
+    from transferkit.backbones.preprocessing import Preprocessing as Preprocessing
+    from transferkit.backbones.registry import list_backbones as list_backbones
+    from transferkit.backbones.registry import register_backbone as register_backbone
+    from transferkit.backbones.spec import BackboneSpec as BackboneSpec
+    from transferkit.backbones.spec import Stage as Stage
+    from transferkit.backbones.spec import spec_of as spec_of
+    from transferkit.datasets.base import Part as Part
+    from transferkit.datasets.base import Splits as Splits
+    from transferkit.datasets.load import load_dataset as load_dataset
+    from transferkit.datasets.registry import list_datasets as list_datasets
+    from transferkit.datasets.registry import register_dataset as register_dataset
+    from transferkit.errors import TransferkitError as TransferkitError
+    from transferkit.evaluation.report import Report as Report
+    from transferkit.evaluation.scoring import evaluate as evaluate
+    from transferkit.freezing import freeze as freeze
+    from transferkit.freezing import unfreeze as unfreeze
+    from transferkit.heads import class_names as class_names
+    from transferkit.heads import replace_head as replace_head
+    from transferkit.model_summary import Summary as Summary
+    from transferkit.model_summary import summary as summary
+    from transferkit.param_groups import parameter_groups as parameter_groups
+    from transferkit.predictor import Predictor as Predictor
+    from transferkit.runtime import Execution as Execution
+    from transferkit.saved_model import load_model as load_model
+    from transferkit.saved_model import save_model as save_model
+    from transferkit.trainer import Trainer as Trainer
+    from transferkit.training.callbacks import Callback as Callback
+    from transferkit.training.history import History as History
+    from transferkit.training.phases import Phase as Phase
+    from transferkit.training.recipes import list_recipes as list_recipes
+    from transferkit.training.recipes import register_recipe as register_recipe
+    from transferkit.training.steps import eval_step as eval_step
+    from transferkit.training.steps import train_step as train_step
+
 # A public name, and the module that defines it.
 _HOMES = {
     "Augmentation": "transferkit.augmentations",
@@ -53,7 +94,7 @@ _HOMES = {
     "unfreeze": "transferkit.freezing",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
