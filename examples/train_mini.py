@@ -33,7 +33,9 @@ def read_zip(path: Path, classes: dict[str, str], name: str) -> tk.Part:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("train", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("classes", type=Path)
@@ -47,7 +49,9 @@ def main() -> None:
     train = read_zip(options.train, classes, "train")
     val = read_zip(options.val, classes, "val")
     if options.subset:
-        train = train.take(np.concatenate([np.flatnonzero(train.targets == c)[: options.subset] for c in range(200)]))
+        train = train.take(
+            np.concatenate([np.flatnonzero(train.targets == c)[: options.subset] for c in range(200)])
+        )
 
     torch.manual_seed(0)
     model = tk.load_backbone("mini", weights=None, num_classes=len(classes))
@@ -67,7 +71,10 @@ def main() -> None:
     report = tk.evaluate(model, val, batch_size=256)
     print(report)
 
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     save_file({name: value.contiguous() for name, value in state.items()}, options.out / "mini.safetensors")
     digest = hashlib.sha256((options.out / "mini.safetensors").read_bytes()).hexdigest()
     record = {
@@ -75,9 +82,9 @@ def main() -> None:
         "weights": "imagenet200",
         "sha256": digest,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "data": f"{len(train):,} photos of ImageNet at 32 px in {len(classes)} classes (the classes of Tiny ImageNet)",
+        "data": f"{len(train):,} ImageNet photos at 32 px in {len(classes)} classes (those of Tiny ImageNet)",
         "licence_note": (
-            "The weights were trained on ImageNet photos, whose terms allow research use that is not commercial; "
+            "The weights were trained on ImageNet photos, whose terms allow non-commercial research; "
             "the photos are not part of the package."
         ),
         "command": f"python examples/train_mini.py TRAIN.zip VAL.zip CLASSES.tsv --epochs {options.epochs}",
@@ -91,7 +98,9 @@ def main() -> None:
         },
         "classes": list(classes.values()),
     }
-    (options.out / "mini.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (options.out / "mini.json").write_text(
+        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ from torch import nn
 
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.spec import BackboneSpec, Stage, set_spec, spec_of, unwrapped
-from transferkit.errors import ArgumentError, CheckpointCorruptError, CheckpointError, OutputError, WeightsMismatchError
+from transferkit.errors import (
+    ArgumentError,
+    CheckpointCorruptError,
+    CheckpointError,
+    OutputError,
+    WeightsMismatchError,
+)
 from transferkit.heads import class_names, head_module, head_out_features, replace_head
 
 _FORMAT = 1
@@ -79,7 +85,9 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         temporary = folder / f".{_WEIGHTS}.{os.getpid()}.tmp"
         save_file(tensors, temporary)
         temporary.replace(folder / _WEIGHTS)
-        (folder / _RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / _RECORD).write_text(
+            json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return folder

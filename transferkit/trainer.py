@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from transferkit.augmentations import Augmentation, augmentation as augmentation_named, per_sample
-from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.augmentations import Augmentation, per_sample
+from transferkit.augmentations import augmentation as augmentation_named
 from transferkit.backbones.spec import find_spec, set_spec
 from transferkit.checks import check_int, check_positive
 from transferkit.classification import CrossEntropy, class_weights_of
-from transferkit.datasets.base import Part, Splits
+from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
 from transferkit.features.split import Split, head_features, split_at_head, why_not_split
 from transferkit.freezing import freeze, unfreeze
@@ -88,9 +88,8 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ArgumentError(
-                f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {type(model).__name__} instead."
-            )
+            kind = type(model).__name__
+            raise ArgumentError(f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {kind} instead.")
         self.model = model
         self.phases = _with_lr(recipe_phases(recipe), lr)
         self.recipe = recipe if isinstance(recipe, str) else "custom"
@@ -206,7 +205,9 @@ class Trainer:
         if phase.class_weights is not None:
             if data.train_part is None:
                 raise DataError("Class weights need a part or data set whose targets are known.")
-            weights = class_weights_of(phase.class_weights, data.train_part.targets, len(data.train_part.classes))
+            weights = class_weights_of(
+                phase.class_weights, data.train_part.targets, len(data.train_part.classes)
+            )
         criterion = CrossEntropy(phase.label_smoothing, weights).to(self.execution.device)
         scheduler = build_scheduler(optimizer, phase, steps_of(train, phase))
         trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
@@ -268,7 +269,9 @@ class Trainer:
                 f"give it a new head with transferkit.replace_head(model, {len(part.classes)})."
             )
         if part is not None and data.val_part is not None and data.val_part.classes != part.classes:
-            raise DataError("The training and the validation part must have the same classes in the same order.")
+            raise DataError(
+                "The training and the validation part must have the same classes in the same order."
+            )
 
     def _describe(self, data: TrainingData) -> None:
         """Write what the run has taught into the model's spec: class names, and how weights were selected."""

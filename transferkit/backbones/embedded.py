@@ -7,7 +7,6 @@ from collections import OrderedDict
 from importlib import resources
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from transferkit.backbones.preprocessing import Preprocessing

@@ -104,7 +104,9 @@ def evaluate(
     if isinstance(data, Splits):
         chosen = data.test if data.test is not None else data.val
         if chosen is None:
-            raise DataError("The splits have neither a test nor a validation part; pass the part to evaluate.")
+            raise DataError(
+                "The splits have neither a test nor a validation part; pass the part to evaluate."
+            )
         data = chosen
     execution = resolve_execution(model, device=device, precision=precision)
     execution.place(model)

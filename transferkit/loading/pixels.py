@@ -30,7 +30,8 @@ class Pixels:
     """The pixels of a part under one preprocessing, decoded when first asked for.
 
     They are kept in memory while they fit in half of what is free, so that later epochs
-    decode nothing; otherwise each access decodes anew.
+    decode nothing; otherwise each access decodes anew. Images that may differ from one access
+    to the next are never kept, and come one after another from the calling thread.
 
     Args:
         part: The images.
@@ -42,9 +43,11 @@ class Pixels:
         self._part = part
         self._preprocessing = preprocessing
         self._workers = (os.cpu_count() or 1) if workers is None else workers
+        if not part.fixed:
+            self._workers = 0
         side = preprocessing.size
         self._kept: Tensor | None = None
-        if len(part) * 3 * side * side <= _SHARE_OF_MEMORY * _free_memory():
+        if part.fixed and len(part) * 3 * side * side <= _SHARE_OF_MEMORY * _free_memory():
             self._kept = torch.empty((len(part), 3, side, side), dtype=torch.uint8)
         self._decoded = np.zeros(len(part), dtype=bool)
 

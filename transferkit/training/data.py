@@ -88,5 +88,10 @@ class TrainingData:
                 self._pixels[key] = Pixels(data, stored, workers=self._workers)
             pixels = self._pixels[key]
         return batches_of(
-            data, self._preprocessing, augmentation=augmentation, shuffle=shuffle, pixels=pixels, **self._options
+            data,
+            self._preprocessing,
+            augmentation=augmentation,
+            shuffle=shuffle,
+            pixels=pixels,
+            **self._options,
         )

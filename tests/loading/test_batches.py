@@ -1,0 +1,96 @@
+"""Batches hold every sample exactly once, in an order that follows from the seed alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import transferkit as tk
+from transferkit.augmentations import augmentation
+from transferkit.errors import DataError
+from transferkit.loading.batches import ImageBatches, LoaderBatches, TensorBatches, batch_slices
+from transferkit.loading.pixels import Pixels
+
+PREPROCESSING = tk.Preprocessing(size=16)
+
+
+@pytest.fixture
+def part():
+    images = np.random.default_rng(0).integers(0, 256, (21, 20, 24, 3), dtype=np.uint8)
+    return tk.Part(images, np.arange(21) % 3, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), list(itertools.product(range(1, 34), range(1, 9))))
+def test_slices_hold_every_sample_once(samples, batch_size):
+    for at_least_two in (False, True):
+        slices = batch_slices(samples, batch_size, at_least_two=at_least_two)
+        held = [index for part in slices for index in range(part.start, part.stop)]
+        assert held == list(range(samples))
+        sizes = [part.stop - part.start for part in slices]
+        if at_least_two and samples > 1 and batch_size > 1:
+            assert min(sizes) >= 2
+        if not at_least_two:
+            assert max(sizes) <= batch_size
+
+
+def seen(source, epoch):
+    return [batch.indices.tolist() for batch in source.epoch(epoch)]
+
+
+def test_order_follows_from_seed_and_epoch(device):
+    def source(seed):
+        return TensorBatches(torch.arange(50.0), np.zeros(50, dtype=np.int64), device=device, batch_size=8,
+                             shuffle=True, seed=seed)  # fmt: skip
+
+    assert seen(source(0), 1) == seen(source(0), 1)
+    assert seen(source(0), 1) != seen(source(0), 2)
+    assert seen(source(0), 1) != seen(source(1), 1)
+    assert sorted(itertools.chain(*seen(source(0), 1))) == list(range(50))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_batches_are_the_same_for_any_number_of_workers(part, workers, device):
+    def images(count):
+        chosen = augmentation("standard", PREPROCESSING)
+        pixels = Pixels(part, chosen.stored, workers=count)
+        source = ImageBatches(pixels, part.targets, PREPROCESSING, device=device, batch_size=4,
+                              augmentation=chosen, shuffle=True, seed=5)  # fmt: skip
+        return [batch for epoch in (1, 2) for batch in source.epoch(epoch)]
+
+    for first, second in zip(images(0), images(workers), strict=True):
+        assert torch.equal(first.inputs, second.inputs)
+        assert torch.equal(first.targets, second.targets)
+
+
+def test_images_are_what_the_preprocessing_gives_one_by_one(part, device):
+    source = ImageBatches(Pixels(part, PREPROCESSING), part.targets, PREPROCESSING, device=device, batch_size=8)
+    for batch in source.epoch(0):
+        for row, index, target in zip(batch.inputs, batch.indices, batch.targets, strict=True):
+            image, label = part[int(index)]
+            torch.testing.assert_close(row.cpu(), PREPROCESSING(image), atol=1e-6, rtol=0)
+            assert int(target) == label
+
+
+def test_a_users_loader_is_taken_as_it_is(device):
+    inputs = torch.randn(10, 3, 4, 4)
+    loader = DataLoader(TensorDataset(inputs, torch.arange(10) % 2), batch_size=4)
+    source = LoaderBatches(loader, device=device)
+    batches = list(source.epoch(0))
+    assert len(source) == 3
+    assert source.samples() == 10
+    torch.testing.assert_close(torch.cat([batch.inputs for batch in batches]).cpu(), inputs)
+
+
+def test_a_loader_of_raw_pixels_is_refused(device):
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4)), batch_size=2)
+    with pytest.raises(DataError, match="must yield float images that are ready for the model"):
+        next(LoaderBatches(loader, device=device).epoch(0))
+
+
+def test_a_generator_without_length_is_refused(device):
+    with pytest.raises(DataError, match="A loader must have a length"):
+        len(LoaderBatches((pair for pair in []), device=device))

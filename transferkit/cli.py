@@ -1,0 +1,139 @@
+"""The command line: a thin face of the library. It answers ``--help`` without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transferkit import __version__
+from transferkit.errors import TransferkitError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="transferkit", description="Adapt a pretrained vision model to your own images."
+    )
+    parser.add_argument("--version", action="version", version=f"transferkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_quickstart(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    for name, what in (
+        ("backbones", "the backbones that load_backbone knows"),
+        ("datasets", "the data sets that load_dataset knows by name"),
+        ("augmentations", "the augmentation presets"),
+        ("recipes", "the recipes of training"),
+    ):
+        listing = commands.add_parser(name, help=f"list {what}", description=f"List {what}.")
+        if name == "backbones":
+            listing.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'resnet*'")
+        _add_output(listing)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a batch (64)")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16")
+    _add_output(parser)
+
+
+def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "fine-tune the embedded backbone on 10 digits per class, beside random weights"
+    parser = commands.add_parser("quickstart", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.add_argument("--out", default="quickstart-run", metavar="RUN", help="the run directory")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+    _add_output(parser)
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "adapt a backbone to your images"
+    parser = commands.add_parser("train", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    add("--backbone", default="mini", metavar="NAME", help="see 'transferkit backbones' (mini)")
+    add(
+        "--weights",
+        default="default",
+        metavar="W",
+        help="default, none, a name, or a .safetensors or .pth file",
+    )
+    add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
+    add("--recipe", default="lp-ft", metavar="NAME", help="see 'transferkit recipes' (lp-ft)")
+    add("--epochs", type=int, metavar="N", help="in all phases together (the recipe's own)")
+    add("--augmentation", metavar="NAME", help="see 'transferkit augmentations' (the recipe's own)")
+    add("--lr", type=float, metavar="X", help="learning rate of the backbone, or of a head that trains alone")
+    add("--head-lr", type=float, metavar="X", help="learning rate of the head")
+    add("--layer-decay", type=float, metavar="X", help="factor on the rate from each stage to the one before")
+    add("--optimizer", metavar="NAME", help="sgd, adam or adamw (the recipe's own)")
+    add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
+    add(
+        "--val",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="share kept for validation where there is no val part (0.2)",
+    )
+    add("--subset", type=float, metavar="X", help="use this share of every part")
+    add("--shots", type=int, metavar="N", help="train on this many images of each class")
+    add("--seed", type=int, default=0, metavar="N", help="of split, order, augmentation and new head (0)")
+    add("--out", metavar="RUN", help="the run directory (runs/DATA-BACKBONE-NUMBER)")
+    _add_run_options(parser)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "score a trained model on images"
+    parser = commands.add_parser("evaluate", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.add_argument("run", metavar="RUN", help="the run directory")
+    parser.add_argument("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    parser.add_argument(
+        "--label-from", metavar="REGEX", help="takes the label from the file name (that of the run)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the report as JSON")
+    _add_run_options(parser)
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "label images with a trained model"
+    parser = commands.add_parser("predict", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.add_argument("run", metavar="RUN", help="the run directory")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files or folders")
+    parser.add_argument(
+        "--out", metavar="FILE", help="a CSV file; without it, the table goes to standard output"
+    )
+    parser.add_argument("--grid", metavar="FILE", help="a picture of the first images with their labels")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels for each image (1)")
+    _add_run_options(parser)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or that of the error it met."""
+    options = build_parser().parse_args(arguments)
+    from transferkit import commands
+
+    try:
+        commands.COMMANDS[options.command](options)
+    except TransferkitError as error:
+        print(f"transferkit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("transferkit: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of standard output has left; there is nobody to tell.
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Prediction in one call: an image, a path, a list or a folder in; labels and scores out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from transferkit.backbones.spec import spec_of
+from transferkit.checks import check_int, require
+from transferkit.datasets.scan import Scan
+from transferkit.errors import DataError
+from transferkit.heads import class_names
+from transferkit.loading.decode import decode
+from transferkit.runtime import resolve_execution
+from transferkit.saved_model import load_model
+from transferkit.training.steps import eval_step
+
+Prediction = list[dict[str, Any]]
+"""The best labels of one image with their scores, the best first."""
+
+
+class Predictor:
+    """Predicts with a model, under the preprocessing that travels with its weights.
+
+    Args:
+        model: A model with a spec.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        batch_size: Images that go through the model at once.
+
+    Raises:
+        ArgumentError: The model has no spec.
+
+    >>> import transferkit as tk
+    >>> predictor = Predictor(tk.load_backbone("mini"))
+    >>> prediction = predictor(np.zeros((48, 64, 3), dtype=np.uint8), top_k=2)
+    >>> len(prediction), sorted(prediction[0])
+    (2, ['label', 'score'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        batch_size: int = 64,
+    ) -> None:
+        self.preprocessing = spec_of(model).preprocessing
+        self.batch_size = check_int("Predictor", "batch_size", batch_size, 1)
+        self.execution = resolve_execution(model, device=device, precision=precision)
+        self.model = self.execution.place(model).eval()
+        self.classes = class_names(model)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | nn.Module, **options: Any) -> Predictor:
+        """Make a predictor of a model, or of a run directory or model folder.
+
+        Args:
+            source: A model with a spec, or the folder that a run or ``save_model`` wrote.
+            options: What ``Predictor`` takes.
+
+        Raises:
+            CheckpointError: There is no model in the folder.
+        """
+        return cls(source if isinstance(source, nn.Module) else load_model(source), **options)
+
+    def __call__(self, images: Any, *, top_k: int = 5) -> Prediction | list[Prediction]:
+        """Predict the best labels.
+
+        Args:
+            images: One image, or many. One: a path, a PIL image, an array ``[H, W, 3]`` or
+                ``[H, W]``, or a tensor ``[3, H, W]``. Many: a list of these, a folder (its images
+                in sorted order, those of sub-folders included), an array ``[N, H, W, 3]`` or
+                a tensor ``[N, 3, H, W]``. Values are uint8, or floats in [0, 1].
+            top_k: How many labels each image gets, at most the number of classes.
+
+        Returns:
+            For one image a list of ``{"label": str, "score": float}``, the best first; for
+            many a list of such lists. Scores are probabilities.
+
+        Raises:
+            ImageDecodeError: A file is not an image; the message names it.
+            DataError: A path does not exist, or a folder holds no image.
+        """
+        many, sources = _sources(images)
+        predictions = self.predict_many(sources, top_k=top_k)
+        return predictions if many else predictions[0]
+
+    def predict_many(self, images: Sequence[Any], *, top_k: int = 5) -> list[Prediction]:
+        """Predict the best labels of each image of a sequence; see ``__call__``."""
+        probabilities = self.probabilities(images)
+        classes = self.classes or tuple(str(number) for number in range(probabilities.shape[1]))
+        return ranked(probabilities, classes, top_k=top_k)
+
+    def probabilities(self, images: Sequence[Any]) -> Tensor:
+        """Return the probability of each class: float32 ``[N, C]``, on the CPU."""
+        batches = [
+            images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)
+        ]
+        return torch.cat([self._forward(batch) for batch in batches])
+
+    def _forward(self, images: Sequence[Any]) -> Tensor:
+        names = [str(image) if isinstance(image, (str, os.PathLike)) else "" for image in images]
+        decoded = [decode(image, name=name) for image, name in zip(images, names, strict=True)]
+        pixels = torch.stack([self.preprocessing.pixels(image) for image in decoded])
+        inputs = self.preprocessing.normalize(pixels.to(self.execution.device))
+        return eval_step(self.model, (inputs,), execution=self.execution).softmax(dim=1).cpu()
+
+
+def ranked(probabilities: npt.ArrayLike, classes: Sequence[str], *, top_k: int) -> list[Prediction]:
+    """Return the best labels of each image, the best first.
+
+    Args:
+        probabilities: Shape ``[N, C]``.
+        classes: Name of each class.
+        top_k: How many labels each image gets, at most the number of classes.
+
+    >>> ranked([[0.25, 0.75]], ["ant", "bee"], top_k=1)
+    [[{'label': 'bee', 'score': 0.75}]]
+    """
+    check_int("Predictor", "top_k", top_k, 1)
+    values = np.asarray(probabilities)
+    best = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
+    return [
+        [{"label": classes[index], "score": float(row[index])} for index in order]
+        for row, order in zip(values, best, strict=True)
+    ]
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the image files in a folder and below it, in sorted order.
+
+    Raises:
+        DataError: There is no such folder, or it holds no image.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"There is no image or folder at {root}.")
+    found = [root / name for name in Scan(root).images("")]
+    if not found:
+        raise DataError(f"The folder {root} holds no image.")
+    return found
+
+
+def _sources(images: Any) -> tuple[bool, Sequence[Any]]:
+    """Return whether many images were meant, and each as something that ``decode`` takes."""
+    if isinstance(images, (str, os.PathLike)):
+        path = Path(images).expanduser()
+        return (False, [path]) if path.is_file() else (True, find_images(path))
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        require(
+            images.ndim in (3, 4), "Predictor", "images", "a tensor [3, H, W] or [N, 3, H, W]", images.shape
+        )
+        images = images.movedim(-3, -1).numpy()
+    if isinstance(images, np.ndarray):
+        require(
+            images.ndim in (2, 3, 4),
+            "Predictor",
+            "images",
+            "an array [H, W, 3] or [N, H, W, 3]",
+            images.shape,
+        )
+        images = _as_uint8(images)
+        return (True, list(images)) if images.ndim == 4 else (False, [images])
+    if isinstance(images, Iterable):
+        sources = [source for image in images for source in _sources(image)[1]]
+        if not sources:
+            raise DataError("There is no image to predict: the list is empty.")
+        return True, sources
+    return False, [images]
+
+
+def _as_uint8(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if images.dtype == np.uint8:
+        return images
+    unit = np.issubdtype(images.dtype, np.floating) and images.size > 0
+    unit = unit and float(images.min()) >= 0 and float(images.max()) <= 1
+    require(unit, "Predictor", "images", "uint8, or floats in [0, 1]", f"{images.dtype} values")
+    return np.rint(images * 255).astype(np.uint8)
+
+
+def predictions_csv(paths: Sequence[str], predictions: Sequence[Prediction]) -> str:
+    """Return predictions as a CSV table with the columns ``path,label,score,label_2,score_2,…``.
+
+    >>> print(predictions_csv(["a.jpg"], [[{"label": "ant", "score": 0.75}]]), end="")
+    path,label,score
+    a.jpg,ant,0.750000
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(2, max((len(prediction) for prediction in predictions), default=1) + 1)
+    extra = [f"{name}_{rank}" for rank in ranks for name in ("label", "score")]
+    writer.writerow(["path", "label", "score", *extra])
+    for name, prediction in zip(paths, predictions, strict=True):
+        cells = [cell for entry in prediction for cell in (entry["label"], f"{entry['score']:.6f}")]
+        writer.writerow([name, *cells])
+    return text.getvalue()
