@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+import transferkit as tk
+from transferkit.backbones.spec import set_spec
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -40,3 +44,50 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("TRANSFERKIT_TEST_DATA is not set")
     return Path(folder)
+
+
+class TinyNet(nn.Module):
+    """A convolution with batch norm, and a head."""
+
+    def __init__(self, num_classes: int, *, norm: bool = True) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(images))
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., nn.Module]:
+    """Makes a small model with a spec: 8 px images, head ``fc``; the same weights for the same seed."""
+
+    def make(num_classes: int = 2, *, norm: bool = True, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = TinyNet(num_classes, norm=norm)
+        return set_spec(model, tk.BackboneSpec("custom", "fc", tk.Preprocessing(size=8)))
+
+    return make
+
+
+@pytest.fixture
+def tiny_part() -> Callable[..., tk.Part]:
+    """Makes a part of small noisy images whose class shows in their color."""
+
+    def make(count: int = 24, *, classes: int = 2, noise: float = 40.0, seed: int = 0, name: str = "train") -> tk.Part:
+        generator = np.random.default_rng(seed)
+        targets = np.arange(count) % classes
+        images = generator.normal(128, noise, (count, 8, 8, 3))
+        images[..., 0] += (targets * 60 - 30)[:, None, None]
+        pixels = images.clip(0, 255).astype(np.uint8)
+        ids = [f"{name}-{seed}-{index}" for index in range(count)]
+        return tk.Part(pixels, targets, [f"class{number}" for number in range(classes)], name=name, ids=ids)
+
+    return make

@@ -129,7 +129,7 @@ def evaluate(
             "give the model a head of the right size with replace_head(model, num_classes)."
         )
     selected = None
-    if spec is not None and part is not None and spec.weights is not None:
+    if spec is not None and part is not None and spec.selected_on is not None:
         selected = spec.selected_on == part.fingerprint()
     name = part.name if part is not None else "data"
     ids = part.ids if part is not None else None
