@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from transferkit.errors import DataError
+from transferkit.errors import ClassMismatchError, DataError, ImageDecodeError
 from transferkit.loading.decode import decode
 
 if TYPE_CHECKING:
@@ -19,6 +20,33 @@ if TYPE_CHECKING:
 
 Source = Path | bytes | npt.NDArray[np.uint8]
 """Where an image is: a file, an encoded image in memory, or pixels [H, W, 3] or [H, W]."""
+
+
+def class_indices(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return class indices as int64, shape ``[N]``.
+
+    Raises:
+        DataError: They are not whole numbers of an integer type, or not one for each image.
+
+    >>> class_indices([0.0, 1.5])
+    Traceback (most recent call last):
+    ...
+    transferkit.errors.DataError: Targets must be integers, one class index for each image. \
+Got float64 of shape [2] instead.
+    """
+    try:
+        values = np.asarray(targets)
+    except (TypeError, ValueError) as error:  # ragged lists, tensors on another device
+        raise DataError(f"Targets must be integers, one class index for each image: {error}.") from error
+    if values.size == 0:  # an empty list is float64 to numpy
+        values = values.astype(np.int64)
+    # Floats are refused even where they are whole: NaN or 0.5 among them would become some class.
+    if values.dtype.kind not in "iu" or values.ndim != 1:
+        raise DataError(
+            "Targets must be integers, one class index for each image. "
+            f"Got {values.dtype} of shape {list(values.shape)} instead."
+        )
+    return values.astype(np.int64)
 
 
 class Part:
@@ -33,7 +61,7 @@ class Part:
             below its root, or the position in an array.
 
     Raises:
-        DataError: The lengths differ, or a target is not the index of a class.
+        DataError: The lengths differ, or a target is not an integer or not the index of a class.
     """
 
     # Whether an image is the same each time it is asked for, so that it may be decoded once.
@@ -49,7 +77,7 @@ class Part:
         ids: Sequence[str] | None = None,
     ) -> None:
         self.sources = sources
-        self.targets: npt.NDArray[np.int64] = np.asarray(targets, dtype=np.int64)
+        self.targets = class_indices(targets)
         self.classes = tuple(classes)
         self.name = name
         self.ids = tuple(ids) if ids is not None else tuple(str(index) for index in range(len(sources)))
@@ -86,7 +114,10 @@ class Part:
         """
         source = self.sources[index]
         if isinstance(source, Path):
-            status = source.stat()
+            try:
+                status = source.stat()
+            except OSError as error:
+                raise ImageDecodeError(f"The image '{source}' cannot be read: {error.strerror}.") from error
             return f"{source.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         data = source if isinstance(source, bytes) else np.ascontiguousarray(source).tobytes()
         return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -99,20 +130,77 @@ class Part:
             if isinstance(self.sources, np.ndarray)
             else [self.sources[i] for i in chosen]
         )
-        return Part(
-            sources,
-            self.targets[chosen],
-            self.classes,
-            name=self.name if name is None else name,
-            ids=[self.ids[i] for i in chosen],
-        )
+        # A copy, so that a subclass stays what it is.
+        part = copy.copy(self)
+        part.sources, part.targets = sources, self.targets[chosen]
+        part.ids = tuple(self.ids[i] for i in chosen)
+        part.name = self.name if name is None else name
+        return part
+
+    def with_classes(self, classes: Sequence[str], *, name: str | None = None) -> Part:
+        """Return the same images with targets that count through other classes, matched by name.
+
+        Raises:
+            ClassMismatchError: There are images of a class that is not among ``classes``.
+            DataError: Two classes share a name.
+        """
+        for names in (self.classes, classes):
+            if len(set(names)) < len(names):
+                raise DataError(f"Classes are matched by name, and two have the same one: {list(names)}.")
+        positions = {label: index for index, label in enumerate(classes)}
+        moved = np.array([positions.get(label, -1) for label in self.classes], dtype=np.int64)
+        part = copy.copy(self)
+        part.targets, part.classes = moved[self.targets], tuple(classes)
+        part.name = self.name if name is None else name
+        extra = [self.classes[index] for index in np.unique(self.targets[part.targets < 0])]
+        if extra:
+            raise ClassMismatchError(
+                f"The {part.name!r} part has {listed(extra, 'class', 'classes')} "
+                f"besides the expected {listed(classes, 'class', 'classes')}."
+            )
+        return part
 
     def fingerprint(self) -> str:
         """Return a hash of the ids and targets: equal for the same images with the same labels."""
         digest = hashlib.sha256()
         for name, target in sorted(zip(self.ids, self.targets.tolist(), strict=True)):
-            digest.update(f"{name}\0{self.classes[target]}\n".encode())
+            # File names need not be valid Unicode.
+            digest.update(f"{name}\0{self.classes[target]}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:32]
+
+
+def listed(names: Sequence[str], singular: str, plural: str = "") -> str:
+    """Count names and show up to five of them.
+
+    >>> listed(["a", "b"], "class", "classes")
+    "2 classes ('a', 'b')"
+    >>> listed(list("abcdefg"), "file")
+    "7 files ('a', 'b', 'c', 'd', 'e' and 2 more)"
+    """
+    noun = singular if len(names) == 1 else plural or f"{singular}s"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {noun} ({', '.join(repr(name) for name in names[:5])}{more})"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source of data holds, before anything is drawn from it.
+
+    Attributes:
+        source: How messages and the record call it: a path, a name, or ``"memory"``.
+        layout: ``"parts"``, ``"classes"`` or ``"flat"`` for a folder, ``"arrays"``, or ``"registered"``.
+        parts: ``"train"`` and, where there are such, ``"val"`` and ``"test"``.
+        left_out: What lies there and is no sample.
+        remarks: Sentences for the one warning.
+        hint: What to try if there turns out to be only one class.
+    """
+
+    source: str
+    layout: str
+    parts: dict[str, Part]
+    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +217,7 @@ class Splits:
     train: Part
     val: Part | None
     test: Part | None
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)  # it may name every image
 
     @property
     def classes(self) -> tuple[str, ...]:

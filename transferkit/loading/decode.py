@@ -1,23 +1,211 @@
-"""Files, bytes and arrays to RGB images."""
+"""Files, bytes and arrays to upright RGB images, or one clear error."""
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.errors import ImageDecodeError
+
 if TYPE_CHECKING:
     from PIL import Image
 
+    Decodable = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | Image.Image
 
-def decode(
-    source: str | Path | bytes | npt.NDArray[np.uint8] | Image.Image, *, name: str = ""
-) -> Image.Image:
-    """Return an image in RGB, upright."""
-    from PIL import Image, ImageOps
+# What Pillow may try on a file's content, whatever its name says. Left out on purpose: formats that
+# start another program (EPS runs Ghostscript) and those that no photo comes in. HEIF and JXL exist
+# only where a plug-in has registered them.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "QOI"),
+    *("HEIF", "JXL"),
+)
 
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
-    return ImageOps.exif_transpose(Image.open(source)).convert("RGB")
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def decode(source: Decodable, *, name: str = "") -> Image.Image:
+    """Return an image in RGB, upright, its pixels in memory and its file closed.
+
+    The EXIF orientation is applied. Transparent images (RGBA, LA, a palette with a transparent
+    colour) are laid on white. Grey, black and white, palette and CMYK images become RGB. 16-bit
+    grey is scaled to 8 bits; 32-bit integers are taken as 16-bit grey and floats as grey in
+    [0, 1], and values outside these ranges are refused, since their scale is unknown. Of an
+    animation the first frame is taken. No metadata is kept.
+
+    Args:
+        source: A path, an encoded image as bytes, uint8 pixels ``[H, W, 3]``, ``[H, W, 1]`` or
+            ``[H, W]``, or a PIL image.
+        name: What an error calls an image that has no path.
+
+    Returns:
+        A new image of mode ``"RGB"``. Any number of threads may decode at once.
+
+    Raises:
+        ImageDecodeError: The image is missing, damaged, truncated, of no known format, or larger
+            than ``PIL.Image.MAX_IMAGE_PIXELS`` (in which case nothing of it is decoded).
+
+    Source:
+        Orientation: EXIF 2.32, tag 0x0112.
+
+    >>> decode(np.zeros((2, 3), dtype=np.uint8)).size
+    (3, 2)
+    >>> decode(b"not an image", name="cat.jpg")
+    Traceback (most recent call last):
+    ...
+    transferkit.errors.ImageDecodeError: The image 'cat.jpg' cannot be decoded: its content, which \
+begins with b'not an image', is of no known image format.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(source, np.ndarray):
+            return _upright_rgb(_from_array(source))
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        with _stream(source) as stream:
+            return _upright_rgb(_open(stream))
+    # Pillow's plug-ins raise nearly every built-in exception on damaged files.
+    except Exception as error:
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else name
+        named = f"The image {path!r}" if path else f"An image in memory ({type(source).__name__})"
+        raise ImageDecodeError(f"{named} cannot be decoded: {_reason(error)}.") from error
+
+
+def _stream(source: object) -> IO[bytes]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        return Path(source).open("rb")
+    raise TypeError(
+        f"it must be a path, bytes, a uint8 array or a PIL image, and is of type {type(source).__name__}"
+    )
+
+
+def _candidates(prefix: bytes) -> Iterator[str]:
+    """Yield the formats that a file with these first bytes may have."""
+    from PIL import Image
+
+    for prepare in (Image.preinit, Image.init):  # the common formats first: loading the rest takes time
+        prepare()
+        for name in _FORMATS:
+            accept = Image.OPEN[name][1] if name in Image.OPEN else None
+            accepted = accept is not None and accept(prefix)
+            # A string means that this build of Pillow lacks the decoder.
+            if accepted and not isinstance(accepted, str):
+                yield name
+
+
+def _open(stream: IO[bytes]) -> Image.Image:
+    """Read the header. ``Image.open`` would do, but warns of large images, once in a process."""
+    from PIL import Image
+
+    prefix = stream.read(16)
+    if not prefix:
+        raise ValueError("it is empty")
+    failure: Exception | None = None
+    for name in _candidates(prefix):
+        stream.seek(0)
+        try:
+            # No file name: Pillow would map the file, and a file cut short meanwhile kills the process.
+            image = Image.OPEN[name][0](stream, "")
+        except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
+            failure = failure or error
+            continue
+        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and pixels > limit:
+            raise ValueError(
+                f"its {image.width} x {image.height} pixels exceed the limit of {limit}, as a decompression "
+                "bomb would (raise PIL.Image.MAX_IMAGE_PIXELS if the file can be trusted)"
+            )
+        return image
+    if failure is not None:
+        raise ValueError(f"it is damaged ({_reason(failure)})") from failure
+    raise ValueError(f"its content, which begins with {prefix!r}, is of no known image format")
+
+
+def _from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    from PIL import Image
+
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))
+    if pixels.dtype != np.uint8 or not fits or pixels.size == 0:
+        raise ValueError(
+            "an array must be uint8 of shape [H, W, 3], [H, W, 1] or [H, W], "
+            f"and is {pixels.dtype} of shape {list(pixels.shape)}"
+        )
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels))
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    orientation = _orientation(image)
+    upright = _rgb(image)
+    turn = _turn(orientation)
+    if turn is not None:
+        upright = upright.transpose(turn)
+    # An orientation left in the metadata would be applied again by the next reader.
+    upright.info = {}
+    return upright
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata says nothing about the pixels
+        return 1
+
+
+def _turn(orientation: int) -> Image.Transpose | None:
+    from PIL.Image import Transpose
+
+    return {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return a new image of mode RGB."""
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # NaN fails both
+            raise ValueError(f"its float pixels must lie in [0, 1], and reach from {low:g} to {high:g}")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise ValueError(f"its 32-bit pixels must lie in 0…65535, and reach from {low} to {high}")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    lines = text.strip().splitlines()
+    reason = lines[0][:300].rstrip(". ") if lines else type(error).__name__
+    # "No such file" continues our sentence in small letters; "JPEG data" stays as it is.
+    return reason[:1].lower() + reason[1:] if reason[1:2].islower() else reason
