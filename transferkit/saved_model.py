@@ -112,8 +112,6 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from transferkit.backbones.load import load_backbone
-
     folder = Path(folder).expanduser()
     if not (folder / _RECORD).is_file() and (folder / "model" / _RECORD).is_file():
         folder = folder / "model"
@@ -136,6 +134,8 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
                 f"{folder} holds a model or head that transferkit cannot build; "
                 "build it and pass it as load_model(folder, into=model)."
             )
+        from transferkit.backbones.load import load_backbone
+
         into = load_backbone(
             spec.name,
             weights=None,

@@ -1,0 +1,139 @@
+"""One call predicts whatever an image comes as, under the model's own preprocessing."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import transferkit as tk
+from transferkit.errors import ArgumentError, DataError, ImageDecodeError
+from transferkit.predictor import predictions_csv
+
+CLASSES = [f"class{number}" for number in range(7)]
+
+
+@pytest.fixture
+def predictor(device):
+    model = tk.load_backbone("mini", weights=None)
+    tk.replace_head(model, 7, classes=CLASSES)
+    return tk.Predictor(model, device=device, precision="fp32")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def path(image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def same(first, second):
+    assert [entry["label"] for entry in first] == [entry["label"] for entry in second]
+    assert [entry["score"] for entry in first] == pytest.approx([entry["score"] for entry in second], abs=1e-6)
+
+
+def test_scores_are_the_models_probabilities(predictor, image, device):
+    prediction = predictor(image)
+    inputs = predictor.preprocessing(Image.fromarray(image))[None].to(device)
+    with torch.no_grad():
+        expected = predictor.model(inputs).softmax(1)[0].cpu()
+    order = expected.argsort(descending=True)[:5]
+    same(prediction, [{"label": CLASSES[i], "score": float(expected[i])} for i in order.tolist()])
+
+
+def test_an_image_may_come_in_any_form(predictor, image, path):
+    expected = predictor(image)
+    for form in (path, str(path), Image.fromarray(image), torch.from_numpy(image).permute(2, 0, 1), image / 255):
+        same(predictor(form), expected)
+
+
+def test_many_images_give_a_list_for_each(predictor, image, path):
+    expected = predictor(image)
+    for form in ([path, image], path.parent, image[None], torch.from_numpy(image).permute(2, 0, 1)[None]):
+        for prediction in predictor(form):
+            same(prediction, expected)
+    assert len(predictor([path, image])) == 2
+
+
+def test_a_folder_is_read_in_sorted_order_with_its_sub_folders(predictor, tmp_path):
+    (tmp_path / "sub").mkdir()
+    colors = {"b.png": 200, "a.png": 10, "sub/c.png": 90}
+    for name, value in colors.items():
+        Image.fromarray(np.full((32, 32, 3), value, dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    expected = [predictor(tmp_path / name) for name in ("a.png", "b.png", "sub/c.png")]
+    for prediction, other in zip(predictor(tmp_path), expected, strict=True):
+        same(prediction, other)
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (100, 7)])
+def test_top_k_is_at_most_the_number_of_classes(predictor, image, top_k, expected):
+    prediction = predictor(image, top_k=top_k)
+    scores = [entry["score"] for entry in prediction]
+    assert len(prediction) == expected
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_batches_change_nothing(predictor, device):
+    images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
+    small = tk.Predictor(predictor.model, device=device, precision="fp32", batch_size=3)
+    torch.testing.assert_close(small.probabilities(list(images)), predictor.probabilities(list(images)))
+
+
+def test_it_loads_from_a_folder(predictor, image, tmp_path, device):
+    tk.save_model(predictor.model, tmp_path / "model")
+    for source in (tmp_path, tmp_path / "model", str(tmp_path)):
+        same(tk.Predictor.load(source, device=device, precision="fp32")(image), predictor(image))
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ("nowhere.jpg", DataError, r"^There is no image or folder at nowhere\.jpg\.$"),
+        ([], DataError, "the list is empty"),
+        (np.zeros((2, 2, 3)) + 7, ArgumentError, r"must be uint8, or floats in \[0, 1\]"),
+        (np.zeros((2, 2, 2, 2, 2)), ArgumentError, r"must be an array \[H, W, 3\] or \[N, H, W, 3\]"),
+        (torch.zeros(5), ArgumentError, r"must be a tensor \[3, H, W\] or \[N, 3, H, W\]"),
+    ],
+)
+def test_what_is_no_image_is_refused(predictor, bad, error, message):
+    with pytest.raises(error, match=message):
+        predictor(bad)
+
+
+def test_a_text_file_named_jpg_is_named(predictor, tmp_path):
+    (tmp_path / "fake.jpg").write_text("hello")
+    with pytest.raises(ImageDecodeError, match=r"fake\.jpg"):
+        predictor(tmp_path / "fake.jpg")
+
+
+def test_an_empty_folder_is_refused(predictor, tmp_path):
+    with pytest.raises(DataError, match="holds no image"):
+        predictor(tmp_path)
+
+
+def test_a_model_without_a_spec_is_refused():
+    with pytest.raises(ArgumentError, match="has no spec; give it one with"):
+        tk.Predictor(torch.nn.Linear(2, 2))
+
+
+def test_labels_are_numbers_where_names_are_unknown(image):
+    model = tk.load_backbone("mini", weights=None, num_classes=3)
+    assert {entry["label"] for entry in tk.Predictor(model, device="cpu")(image)} == {"0", "1", "2"}
+
+
+def test_the_table_reads_back(predictor, image):
+    predictions = predictor([image, image], top_k=3)
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(["a,b.jpg", 'c"d.jpg'], predictions))))
+    assert list(rows[0]) == ["path", "label", "score", "label_2", "score_2", "label_3", "score_3"]
+    assert [row["path"] for row in rows] == ["a,b.jpg", 'c"d.jpg']
+    assert rows[0]["label_2"] == predictions[0][1]["label"]
+    assert float(rows[0]["score"]) == pytest.approx(predictions[0][0]["score"], abs=1e-6)

@@ -1,0 +1,144 @@
+"""A model folder reloads with nothing but transferkit, and a damaged one is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import transferkit as tk
+from transferkit.errors import ArgumentError, CheckpointCorruptError, CheckpointError, WeightsMismatchError
+
+# Small enough to run one after another: the sizes are the smallest that each takes.
+FAMILIES = {
+    "mini": 32,
+    "alexnet": 64,
+    "googlenet": 64,
+    "inception_v3": 75,
+    "mnasnet0_75": 32,
+    "resnet18": 32,
+    "squeezenet1_1": 32,
+    "vit_b_32": 32,
+}
+
+
+def logits(model, size):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return model.eval()(torch.randn(2, 3, size, size, generator=generator))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_reloaded_model_gives_the_same_logits(name, tmp_path):
+    size = FAMILIES[name]
+    model = tk.load_backbone(name, weights=None, image_size=size)
+    tk.replace_head(model, 3, classes=["ant", "bee", "wasp"])
+    tk.save_model(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "weights.safetensors"]
+    again = tk.load_model(tmp_path)
+    assert torch.equal(logits(again, size), logits(model, size))
+    assert tk.spec_of(again) == tk.spec_of(model)
+    assert tk.class_names(again) == ("ant", "bee", "wasp")
+    assert not again.training
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_heads_with_dropout_are_rebuilt(head, tmp_path):
+    model = tk.load_backbone("mini", weights=None)
+    tk.replace_head(model, 4, head=head, dropout=0.3)
+    again = tk.load_model(tk.save_model(model, tmp_path))
+    assert torch.equal(logits(again, 32), logits(model, 32))
+    assert any(isinstance(module, nn.Dropout) and module.p == 0.3 for module in again.modules())
+
+
+def test_an_original_head_is_rebuilt(tmp_path):
+    model = tk.load_backbone("mini", weights=None, num_classes=6)
+    again = tk.load_model(tk.save_model(model, tmp_path))
+    assert torch.equal(logits(again, 32), logits(model, 32))
+
+
+def test_channels_last_weights_are_saved_with_their_values(tmp_path):
+    model = tk.load_backbone("mini", weights=None).to(memory_format=torch.channels_last)
+    again = tk.load_model(tk.save_model(model, tmp_path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(12, 12)
+        self.second = nn.Linear(12, 12)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(12, 2)
+
+    def forward(self, images):
+        return self.fc(self.second(self.first(images.flatten(1))))
+
+
+def tied():
+    return tk.attach_spec(Tied(), head="fc", preprocessing=tk.Preprocessing(size=2))
+
+
+def test_tied_weights_of_a_users_own_module(tmp_path):
+    model, fresh = tied(), tied()
+    tk.save_model(model, tmp_path)
+    again = tk.load_model(tmp_path, into=fresh)
+    assert again is fresh
+    assert again.second.weight is again.first.weight
+    assert torch.equal(logits(again, 2), logits(model, 2))
+
+
+def test_a_users_own_module_must_be_passed_in(tmp_path):
+    tk.save_model(tied(), tmp_path)
+    with pytest.raises(ArgumentError, match=r"build it and pass it as load_model\(folder, into=model\)\.$"):
+        tk.load_model(tmp_path)
+    with pytest.raises(WeightsMismatchError, match="do not fit the model, first at"):
+        tk.load_model(tmp_path, into=tk.load_backbone("mini", weights=None))
+
+
+def test_stale_class_names_are_not_saved(tmp_path):
+    model = tk.load_backbone("mini", weights=None)
+    tk.replace_head(model, 2, classes=["ant", "bee"])
+    model.fc = nn.Linear(512, 3)
+    again = tk.load_model(tk.save_model(model, tmp_path))
+    assert tk.class_names(again) is None
+    assert again.fc.out_features == 3
+
+
+def test_a_saved_copy_is_independent(tmp_path):
+    model = tk.load_backbone("mini", weights=None, num_classes=2)
+    tk.save_model(model, tmp_path)
+    before = copy.deepcopy(tk.load_model(tmp_path).state_dict())
+    with torch.no_grad():
+        model.fc.weight.add_(1)
+    assert torch.equal(tk.load_model(tmp_path).fc.weight, before["fc.weight"])
+
+
+def test_an_empty_folder_holds_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^There is no model in .*; model\.json and weights\.safetensors"):
+        tk.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, name, share):
+    tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointCorruptError, match=rf"{name} is damaged"):
+        tk.load_model(tmp_path)
+
+
+def test_unknown_fields_of_a_later_version_do_no_harm(tmp_path):
+    tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    record["spec"]["something_new"] = 1
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    assert tk.load_model(tmp_path).fc.out_features == 2
