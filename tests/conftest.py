@@ -81,13 +81,16 @@ def tiny_model() -> Callable[..., nn.Module]:
 def tiny_part() -> Callable[..., tk.Part]:
     """Makes a part of small noisy images whose class shows in their color."""
 
-    def make(count: int = 24, *, classes: int = 2, noise: float = 40.0, seed: int = 0, name: str = "train") -> tk.Part:
+    def make(
+        count: int = 24, *, classes: int = 2, noise: float = 40.0, seed: int = 0, name: str = "train"
+    ) -> tk.Part:
         generator = np.random.default_rng(seed)
         targets = np.arange(count) % classes
         images = generator.normal(128, noise, (count, 8, 8, 3))
         images[..., 0] += (targets * 60 - 30)[:, None, None]
         pixels = images.clip(0, 255).astype(np.uint8)
         ids = [f"{name}-{seed}-{index}" for index in range(count)]
-        return tk.Part(pixels, targets, [f"class{number}" for number in range(classes)], name=name, ids=ids)
+        names = [f"class{number}" for number in range(classes)]
+        return tk.Part(pixels, targets, names, name=name, ids=ids)
 
     return make

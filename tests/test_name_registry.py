@@ -25,7 +25,8 @@ def test_it_is_a_mapping(fruits):
 
 def test_a_duplicate_is_refused_and_changes_nothing(fruits):
     before = fruits["apple"]
-    with pytest.raises(ArgumentError, match=r"^The fruit 'apple' is already registered; choose another name\.$"):
+    message = r"^The fruit 'apple' is already registered; choose another name\.$"
+    with pytest.raises(ArgumentError, match=message):
         fruits.register("apple")(lambda: 1)
     assert fruits["apple"] is before
 

@@ -37,7 +37,8 @@ def path(image, tmp_path):
 
 def same(first, second):
     assert [entry["label"] for entry in first] == [entry["label"] for entry in second]
-    assert [entry["score"] for entry in first] == pytest.approx([entry["score"] for entry in second], abs=1e-6)
+    scores = [entry["score"] for entry in second]
+    assert [entry["score"] for entry in first] == pytest.approx(scores, abs=1e-6)
 
 
 def test_scores_are_the_models_probabilities(predictor, image, device):
@@ -51,7 +52,8 @@ def test_scores_are_the_models_probabilities(predictor, image, device):
 
 def test_an_image_may_come_in_any_form(predictor, image, path):
     expected = predictor(image)
-    for form in (path, str(path), Image.fromarray(image), torch.from_numpy(image).permute(2, 0, 1), image / 255):
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    for form in (path, str(path), Image.fromarray(image), tensor, image / 255):
         same(predictor(form), expected)
 
 

@@ -121,7 +121,8 @@ def test_a_saved_copy_is_independent(tmp_path):
 
 
 def test_an_empty_folder_holds_no_model(tmp_path):
-    with pytest.raises(CheckpointError, match=r"^There is no model in .*; model\.json and weights\.safetensors"):
+    message = r"^There is no model in .*; model\.json and weights\.safetensors are needed\.$"
+    with pytest.raises(CheckpointError, match=message):
         tk.load_model(tmp_path)
 
 

@@ -39,5 +39,6 @@ def test_numbers_are_uniform_and_uncorrelated():
 
 
 def test_streams_of_different_uses_differ():
-    drawn = [stream(0, *where).random() for where in ((), ("order",), ("order", 1), ("step", 1), ("step", 1, 1))]
+    uses = ((), ("order",), ("order", 1), ("step", 1), ("step", 1, 1))
+    drawn = [stream(0, *where).random() for where in uses]
     assert len(set(drawn)) == len(drawn)

@@ -41,7 +41,10 @@ def test_fine_tuning_is_what_a_plain_loop_does(tiny_model, tiny_part, device):
     images = torch.stack([preprocessing(part[index][0]) for index in range(21)]).to(device)
     targets = torch.from_numpy(part.targets).to(device)
     optimizer = torch.optim.SGD(
-        [{"params": reference.body.parameters(), "lr": 0.05}, {"params": reference.fc.parameters(), "lr": 0.1}],
+        [
+            {"params": reference.body.parameters(), "lr": 0.05},
+            {"params": reference.fc.parameters(), "lr": 0.1},
+        ],
         momentum=0.9,
         nesterov=True,
     )
@@ -57,7 +60,7 @@ def test_fine_tuning_is_what_a_plain_loop_does(tiny_model, tiny_part, device):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_probe_on_stored_features_is_a_probe_through_the_model(tiny_model, tiny_part, device, monkeypatch):
+def test_a_probe_on_stored_features_is_one_through_the_model(tiny_model, tiny_part, device, monkeypatch):
     part, val = tiny_part(30), tiny_part(12, seed=1, name="val")
     stored, whole = tiny_model(), tiny_model()
     first = tk.Trainer(stored, recipe="linear-probe", batch_size=8, device=device, **QUIET)
@@ -99,7 +102,8 @@ def test_without_validation_the_last_weights_stay(tiny_model, tiny_part):
         def epoch_end(self, row):
             seen.append(state_of(model))
 
-    tk.Trainer(model, recipe="fine-tune", augmentation="none", callbacks=[Watch()], **QUIET).fit(tiny_part(), epochs=3)
+    trainer = tk.Trainer(model, recipe="fine-tune", augmentation="none", callbacks=[Watch()], **QUIET)
+    trainer.fit(tiny_part(), epochs=3)
     assert_same_state(state_of(model), seen[-1])
 
 
@@ -114,7 +118,8 @@ def test_each_phase_starts_from_the_best_weights_so_far(tiny_model, tiny_part):
         def epoch_end(self, row):
             ends.append((row["val_accuracy"], -row["val_loss"], state_of(model)))
 
-    phases = [tk.Phase(train="all", epochs=6, optimizer="sgd", lr=1.0, schedule="constant"), tk.Phase(epochs=1)]
+    wild = tk.Phase(train="all", epochs=6, optimizer="sgd", lr=1.0, schedule="constant")
+    phases = [wild, tk.Phase(epochs=1)]
     trainer = tk.Trainer(model, recipe=phases, batch_size=4, callbacks=[Watch()], **QUIET)
     trainer.fit(tiny_part(16, noise=90), tiny_part(30, noise=90, seed=1, name="val"))
     best = max(ends[:6], key=lambda end: end[:2])
@@ -234,7 +239,8 @@ def test_a_used_run_directory_is_refused_before_any_work(tiny_model, tmp_path):
 def test_a_loader_of_ready_tensors_works_too(tiny_model, device):
     inputs, targets = torch.randn(20, 3, 8, 8), torch.arange(20) % 2
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=5)
-    history = tk.Trainer(tiny_model(), recipe="fine-tune", device=device, **QUIET).fit(loader, loader, epochs=2)
+    trainer = tk.Trainer(tiny_model(), recipe="fine-tune", device=device, **QUIET)
+    history = trainer.fit(loader, loader, epochs=2)
     assert history[-1]["val_accuracy"] is not None
 
 
@@ -276,5 +282,6 @@ def test_class_weights_and_smoothing_reach_the_loss(tiny_model, tiny_part):
     history = tk.Trainer(model, recipe=phase, batch_size=8, device="cpu", **QUIET).fit(part)
     images = torch.stack([tk.spec_of(model).preprocessing(part[index][0]) for index in range(8)])
     weights = torch.tensor([8 / (2 * 6), 8 / (2 * 2)])
-    expected = F.cross_entropy(reference(images), torch.from_numpy(part.targets), weights, label_smoothing=0.2)
+    targets = torch.from_numpy(part.targets)
+    expected = F.cross_entropy(reference(images), targets, weights, label_smoothing=0.2)
     assert history[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)

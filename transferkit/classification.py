@@ -71,6 +71,7 @@ class CrossEntropy(nn.Module):
     def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -260,7 +260,9 @@ def _part_to_evaluate(options: Options, config: dict[str, Any]) -> Part:
     part = splits.train
     drawn = record.get("ids") or {}
     trained, kept = set(drawn.get("train") or ()), set(drawn.get("val") or ())
-    seen = [index for index, name in enumerate(part.ids) if name in trained]
+    # Names such as cat/0.jpg say little, so another folder is the same data only if it has all of them.
+    same = splits.record["source"] == record.get("source") or (trained | kept) <= set(part.ids)
+    seen = [index for index, name in enumerate(part.ids) if same and name in trained]
     if not seen:
         return part.take(range(len(part)), name="all")
     held = [index for index, name in enumerate(part.ids) if name in kept]

@@ -187,7 +187,8 @@ def _as_uint8(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     unit = np.issubdtype(images.dtype, np.floating) and images.size > 0
     unit = unit and float(images.min()) >= 0 and float(images.max()) <= 1
     require(unit, "Predictor", "images", "uint8, or floats in [0, 1]", f"{images.dtype} values")
-    return np.rint(images * 255).astype(np.uint8)
+    scaled: np.ndarray[Any, Any] = np.rint(images * 255).astype(np.uint8)
+    return scaled
 
 
 def predictions_csv(paths: Sequence[str], predictions: Sequence[Prediction]) -> str:

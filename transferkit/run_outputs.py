@@ -34,6 +34,7 @@ def write_report(report: Report, part: Part, out: str | os.PathLike[str]) -> lis
     """
     out = Path(out)
     report.to_json(out / "report.json")
+    assert report.probabilities is not None  # only a report that was read from a file has none
     predictions = ranked(report.probabilities, report.classes, top_k=1)
     write_text(out / "result.csv", predictions_csv(part.ids, predictions))
     chosen = [round(place * (len(part) - 1) / (_GRID - 1)) for place in range(_GRID)]

@@ -51,7 +51,7 @@ class Execution:
     def place(self, model: M) -> M:
         """Move a model to the device and into the memory format, in place."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(device=self.device, memory_format=memory_format)
+        return model.to(self.device).to(memory_format=memory_format)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold."""

@@ -89,7 +89,9 @@ class Trainer:
     ) -> None:
         if not isinstance(model, nn.Module):
             kind = type(model).__name__
-            raise ArgumentError(f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {kind} instead.")
+            raise ArgumentError(
+                f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {kind} instead."
+            )
         self.model = model
         self.phases = _with_lr(recipe_phases(recipe), lr)
         self.recipe = recipe if isinstance(recipe, str) else "custom"

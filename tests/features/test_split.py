@@ -54,7 +54,8 @@ def test_dropout_before_the_head_trains_with_it(device):
 
 def test_what_follows_the_head_forbids_the_cut(device):
     model, batch = model_and_batch("squeezenet1_1", device)
-    reason = why_not_split(split_at_head(model), batch, resolve_execution(model, device=device, precision="fp32"))
+    execution = resolve_execution(model, device=device, precision="fp32")
+    reason = why_not_split(split_at_head(model), batch, execution)
     assert reason == "the head is not the model's last operation"
 
 
@@ -75,7 +76,8 @@ class Noisy(nn.Module):
 def test_something_random_before_the_head_forbids_the_cut(probability, cut, device):
     model = tk.freeze(Noisy(probability), except_="fc").to(device)
     batch = Batch(torch.randn(4, 3, 2, 2, device=device), torch.zeros(4), torch.arange(4).numpy())
-    reason = why_not_split(split_at_head(model), batch, resolve_execution(model, device=device, precision="fp32"))
+    execution = resolve_execution(model, device=device, precision="fp32")
+    reason = why_not_split(split_at_head(model), batch, execution)
     assert reason == (None if cut else "something random stands between the frozen part and the head")
 
 

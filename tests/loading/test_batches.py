@@ -67,7 +67,8 @@ def test_batches_are_the_same_for_any_number_of_workers(part, workers, device):
 
 
 def test_images_are_what_the_preprocessing_gives_one_by_one(part, device):
-    source = ImageBatches(Pixels(part, PREPROCESSING), part.targets, PREPROCESSING, device=device, batch_size=8)
+    pixels = Pixels(part, PREPROCESSING)
+    source = ImageBatches(pixels, part.targets, PREPROCESSING, device=device, batch_size=8)
     for batch in source.epoch(0):
         for row, index, target in zip(batch.inputs, batch.indices, batch.targets, strict=True):
             image, label = part[int(index)]
@@ -86,7 +87,8 @@ def test_a_users_loader_is_taken_as_it_is(device):
 
 
 def test_a_loader_of_raw_pixels_is_refused(device):
-    loader = DataLoader(TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4)), batch_size=2)
+    raw = TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4))
+    loader = DataLoader(raw, batch_size=2)
     with pytest.raises(DataError, match="must yield float images that are ready for the model"):
         next(LoaderBatches(loader, device=device).epoch(0))
 

@@ -38,7 +38,8 @@ from transferkit.training.recipes import recipe_phases
     ],
 )
 def test_a_bad_field_is_refused_by_name(field, value):
-    with pytest.raises(ArgumentError, match=rf"^The '{field}' parameter of Phase must be .+ Got .+ instead\."):
+    message = rf"^The '{field}' parameter of Phase must be .+ Got .+ instead\."
+    with pytest.raises(ArgumentError, match=message):
         tk.Phase(**{field: value})
 
 

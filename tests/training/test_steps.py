@@ -59,7 +59,8 @@ def test_a_loss_that_is_not_finite_updates_nothing(model):
     inputs = torch.full_like(inputs, torch.nan)
     if inputs.device.type != "cpu":
         pytest.skip("on an accelerator the loss is read at the end of the epoch")
-    with pytest.raises(NonFiniteError, match=r"^The loss is nan; lower the learning rate or look at the inputs\.$"):
+    message = r"^The loss is nan; lower the learning rate or look at the inputs\.$"
+    with pytest.raises(NonFiniteError, match=message):
         tk.train_step(model, (inputs, targets), torch.optim.SGD(model.parameters(), lr=0.1))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])

@@ -52,7 +52,10 @@ class ProgressBar(Callback):
         """Open a bar."""
         from tqdm import tqdm
 
-        self._bar = tqdm(total=samples, desc=f"epoch {epoch}", unit="img", leave=False, file=sys.stderr)
+        # Without a terminal, disable=None leaves the lines of the epochs only.
+        self._bar = tqdm(
+            total=samples, desc=f"epoch {epoch}", unit="img", leave=False, disable=None, file=sys.stderr
+        )
         self._steps, self._every = 0, max(1, steps // self._READS)
 
     def step_end(self, result: StepResult) -> None:

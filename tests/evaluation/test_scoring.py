@@ -1,0 +1,108 @@
+"""Evaluation sees each sample exactly once and matches classes by name."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+import transferkit as tk
+from transferkit.errors import ClassMismatchError, DataError
+
+EXACT = {"precision": "fp32"}
+
+
+@pytest.fixture
+def model(tiny_model):
+    model = tiny_model(3)
+    with torch.no_grad():
+        model.fc.weight.mul_(5)
+    return tk.replace_head(model, 3, head=model.fc, classes=["class0", "class1", "class2"])
+
+
+def probabilities(model, part, device):
+    preprocessing = tk.spec_of(model).preprocessing
+    images = torch.stack([preprocessing(part[index][0]) for index in range(len(part))])
+    with torch.no_grad():
+        return model.to(device).eval()(images.to(device)).double().softmax(1).cpu().numpy()
+
+
+def test_figures_are_scikit_learns(model, tiny_part, device):
+    part = tiny_part(30, classes=3)
+    expected = probabilities(model, part, device)
+    report = tk.evaluate(model, part, device=device, **EXACT)
+    assert report.n == 30
+    assert report.accuracy == pytest.approx(accuracy_score(part.targets, expected.argmax(1)))
+    assert report.log_loss == pytest.approx(log_loss(part.targets, expected, labels=[0, 1, 2]), rel=1e-4)
+    np.testing.assert_array_equal(report.confusion_matrix, confusion_matrix(part.targets, expected.argmax(1)))
+    assert report.split == "train"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 16, 33])
+def test_each_sample_is_counted_once_for_any_batch_size(model, tiny_part, count):
+    part = tiny_part(count, classes=3)
+    matrices = [
+        tk.evaluate(model, part, batch_size=size, device="cpu", **EXACT).confusion_matrix
+        for size in range(1, 9)
+    ]
+    for matrix in matrices:
+        assert matrix.sum() == count
+        np.testing.assert_array_equal(matrix, matrices[0])
+
+
+def test_classes_in_another_order_are_matched_by_name(model, tiny_part, device):
+    part = tiny_part(30, classes=3)
+    expected = tk.evaluate(model, part, device=device, **EXACT)
+    for order in itertools.permutations(range(3)):
+        classes = [part.classes[index] for index in order]
+        renumbered = np.argsort(order)[part.targets]
+        moved = tk.Part(part.sources, renumbered, classes)
+        report = tk.evaluate(model, moved, device=device, **EXACT)
+        np.testing.assert_array_equal(report.confusion_matrix, expected.confusion_matrix)
+        assert report.classes == expected.classes
+
+
+def test_unknown_classes_are_listed(model, tiny_part):
+    part = tiny_part(6, classes=3)
+    other = tk.Part(part.sources, part.targets, ["class0", "zebra", "class2"])
+    with pytest.raises(ClassMismatchError) as caught:
+        tk.evaluate(model, other)
+    assert str(caught.value) == (
+        "The data has classes that the model does not know: 'zebra'. "
+        "The model's classes are: 'class0', 'class1', 'class2'."
+    )
+
+
+def test_an_unknown_class_without_images_does_no_harm(model, tiny_part):
+    part = tiny_part(6, classes=3)
+    more = tk.Part(part.sources, part.targets, [*part.classes, "zebra"])
+    assert tk.evaluate(model, more).n == 6
+
+
+def test_splits_give_the_test_part_else_the_validation_part(model, tiny_part):
+    parts = {
+        name: tiny_part(count, classes=3, name=name)
+        for name, count in (("train", 9), ("val", 6), ("test", 3))
+    }
+    splits = tk.Splits(parts["train"], parts["val"], parts["test"], {})
+    assert tk.evaluate(model, splits).split == "test"
+    assert tk.evaluate(model, tk.Splits(parts["train"], parts["val"], None, {})).split == "val"
+    with pytest.raises(DataError, match="neither a test nor a validation part"):
+        tk.evaluate(model, tk.Splits(parts["train"], None, None, {}))
+
+
+def test_more_classes_than_outputs_are_refused(tiny_model):
+    data = DataLoader(TensorDataset(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 5])), batch_size=2)
+    with pytest.raises(ClassMismatchError, match="The model has 2 outputs, but a target is 5"):
+        tk.evaluate(tiny_model(2), data)
+
+
+def test_the_models_mode_is_left_as_it_was(model, tiny_part):
+    model.train()
+    tk.evaluate(model, tiny_part(4, classes=3))
+    assert model.training
+    assert model.body[1].training
