@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from transferkit import __version__
@@ -115,13 +116,19 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_run_options(parser)
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"transferkit: warning: {message}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or that of the error it met."""
     options = build_parser().parse_args(arguments)
     from transferkit import commands
 
     try:
-        commands.COMMANDS[options.command](options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            commands.COMMANDS[options.command](options)
     except TransferkitError as error:
         print(f"transferkit: {error}", file=sys.stderr)
         return error.exit_code
