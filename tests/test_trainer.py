@@ -80,6 +80,15 @@ def test_a_probe_changes_the_head_and_nothing_else(tiny_model, tiny_part, device
     assert changed == {"fc.weight", "fc.bias"}
 
 
+def test_batch_norm_can_stay_as_it_is_while_everything_else_trains(tiny_model, tiny_part, device):
+    model = tiny_model()
+    before = state_of(model)
+    phase = tk.Phase(epochs=2, freeze_batch_norm=True)
+    tk.Trainer(model, recipe=phase, device=device, **QUIET).fit(tiny_part())
+    changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
+    assert changed == {"body.0.weight", "body.0.bias", "fc.weight", "fc.bias"}
+
+
 def test_the_best_weights_are_kept(tiny_model, tiny_part, device):
     part, val = tiny_part(16, noise=90), tiny_part(40, noise=90, seed=1, name="val")
     model = tiny_model()

@@ -95,8 +95,8 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _last_layers(module: nn.Module, path: str) -> list[str]:
     """Return the paths of the layers that may give what a module gives."""
-    if module._parameters:
-        return [path] if _is_layer(module) and path else []
+    if _is_layer(module):
+        return [path] if path else []
     children = [(name, child) for name, child in named_children(module) if has_parameters(child)]
     if isinstance(module, nn.Sequential):
         children = children[-1:]

@@ -80,8 +80,8 @@ def head_out_features(module: nn.Module) -> int | None:
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
     """Return the names of the outputs in order, or ``None`` where they are not known.
 
-    Names of another number than the head has outputs are left from an earlier head, and are
-    not trusted.
+    Where the head has another number of outputs, or is gone, the names are left from an
+    earlier head and are not trusted.
 
     Args:
         model: Any module, compiled or not.
@@ -92,7 +92,7 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
     try:
         outputs = head_out_features(head_module(model))
     except SelectorError:
-        outputs = None
+        return None
     return spec.classes if outputs in (None, len(spec.classes)) else None
 
 

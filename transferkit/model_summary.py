@@ -41,7 +41,8 @@ class Summary:
 
     Attributes:
         model: Name of the model's spec, or of its class.
-        rows: One for each stage, from input to output, the head last.
+        rows: One for each stage, from input to output, then the head; ``other`` stands for
+            parameters in none of them.
     """
 
     model: str

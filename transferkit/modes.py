@@ -88,10 +88,8 @@ def _held_by_rule(root: nn.Module) -> set[nn.Module]:
 
     def state_of(module: nn.Module) -> str:
         if module not in states:
-            own = [parameter for parameter in module._parameters.values() if parameter is not None]
-            found = {
-                _TRAINS if parameter.requires_grad else _FROZEN for parameter in own if can_train(parameter)
-            }
+            own = [each for each in module._parameters.values() if each is not None and can_train(each)]
+            found = {_TRAINS if each.requires_grad else _FROZEN for each in own}
             found |= {state_of(child) for _, child in named_children(module)}
             states[module] = next((state for state in (_TRAINS, _FROZEN) if state in found), _EMPTY)
         return states[module]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -31,6 +33,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 class Registry(Mapping[str, F], Generic[F]):
     """Read-only mapping of names to factories; ``register`` is the only way in.
 
+    Args:
+        kind: What its entries are called in messages.
+        sources: Modules that register entries; they are imported on the first use.
+
     >>> greetings = Registry("greeting")
     >>> @greetings.register("hello")
     ... def hello() -> str:
@@ -43,9 +49,25 @@ class Registry(Mapping[str, F], Generic[F]):
     transferkit.errors.UnknownNameError: There is no greeting 'helo'. Did you mean 'hello'?
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, sources: tuple[str, ...] = ()) -> None:
         self._kind = kind
+        self._sources = sources
         self._factories: dict[str, F] = {}
+        self._loaded = False
+        self._loading = threading.RLock()
+
+    def _load(self) -> None:
+        # Another thread waits here until all is there; this one comes back while it imports.
+        with self._loading:
+            if self._loaded:
+                return
+            self._loaded = True
+            try:
+                for source in self._sources:
+                    importlib.import_module(source)
+            except BaseException:
+                self._loaded = False  # half a registry would say "there is no ..." from now on
+                raise
 
     def register(self, name: str) -> Callable[[F], F]:
         """Decorate a factory. Raises ``ArgumentError`` if ``name`` is taken or empty."""
@@ -53,6 +75,8 @@ class Registry(Mapping[str, F], Generic[F]):
             raise ArgumentError(
                 f"The name of a {self._kind} must be a non-empty string. Got {name!r} instead."
             )
+
+        self._load()
 
         def add(factory: F) -> F:
             if name in self._factories:
@@ -63,6 +87,7 @@ class Registry(Mapping[str, F], Generic[F]):
         return add
 
     def __getitem__(self, name: str) -> F:
+        self._load()
         try:
             return self._factories[name]
         except (KeyError, TypeError):
@@ -71,10 +96,13 @@ class Registry(Mapping[str, F], Generic[F]):
             ) from None
 
     def __contains__(self, name: object) -> bool:
+        self._load()
         return name in self._factories
 
     def __iter__(self) -> Iterator[str]:
+        self._load()
         return iter(self._factories)
 
     def __len__(self) -> int:
+        self._load()
         return len(self._factories)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.augmentations import Augmentation, per_sample
 from transferkit.augmentations import augmentation as augmentation_named
@@ -189,10 +190,7 @@ class Trainer:
 
     def _prepare(self, phase: Phase, data: TrainingData) -> tuple[PhaseTools, str]:
         """Freeze what the phase freezes, then build what it trains with: in this order."""
-        if phase.train == "all":
-            unfreeze(self.model)
-        else:
-            freeze(self.model, except_=phase.train)
+        apply_plan(self.model, phase)
         module, train, val, how = self._sources(phase, data)
         assert phase.lr is not None  # with_default_rates has set it
         groups = parameter_groups(
@@ -307,6 +305,22 @@ class Trainer:
             },
             "versions": versions(),
         }
+
+
+def apply_plan(model: nn.Module, phase: Phase) -> None:
+    """Freeze what a phase freezes, and nothing else."""
+    if phase.train == "all":
+        unfreeze(model)
+    else:
+        freeze(model, except_=phase.train)
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        for parameter in module.parameters()
+    }
+    if phase.freeze_batch_norm and norms:
+        freeze(model, except_=lambda _, parameter: parameter.requires_grad and id(parameter) not in norms)
 
 
 def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:

@@ -18,6 +18,7 @@ from transferkit.training.recipes import recipe_phases
     [
         ("epochs", 0),
         ("epochs", 1.5),
+        ("freeze_batch_norm", "yes"),
         ("lr", -1),
         ("lr", "fast"),
         ("head_lr", 0),

@@ -88,7 +88,8 @@ class Preprocessing:
         mode = InterpolationMode(self.interpolation)
         squash = self.crop == "squash"
         resized = F.resize(image, [self.resize_to] * 2 if squash else [self.resize_to], interpolation=mode)
-        return F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
+        pixels: Tensor = F.pil_to_tensor(F.center_crop(resized, [self.size, self.size]))
+        return pixels
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Scale uint8 pixels to [0, 1] and normalise each channel.
@@ -99,7 +100,10 @@ class Preprocessing:
         Returns:
             float32 of the same shape, on the same device.
         """
-        return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.mean, self.std)
+        # Divided, not multiplied by 1/255 as in v2: to the bit what torchvision's weights were tested with.
+        scaled: Tensor = pixels.to(torch.float32).div(255)
+        F.normalize(scaled, self.mean, self.std, inplace=True)
+        return scaled
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return what the model takes for one RGB image: float32, shape ``[3, size, size]``."""

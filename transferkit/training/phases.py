@@ -30,6 +30,9 @@ class Phase:
         train: ``"head"``, ``"all"``, or selectors as ``freeze`` takes them: a name, a glob,
             a callable, or several.
         epochs: Passes over the training part.
+        freeze_batch_norm: Whether batch norm keeps its statistics, scale and shift though the
+            rest of its stage trains. With few images its statistics would be noise, and a head
+            that was fitted before them would no longer fit.
         lr: Learning rate of the backbone's last stage; ``None`` takes a default that fits
             the optimizer, the kind of backbone and what trains.
         head_lr: Learning rate of the head; ``None`` takes ``lr``, or a default with it.
@@ -59,6 +62,7 @@ class Phase:
 
     train: Selectors = "all"
     epochs: int = 1
+    freeze_batch_norm: bool = False
     lr: float | None = None
     head_lr: float | None = None
     layer_decay: float = 1.0
@@ -94,6 +98,8 @@ class Phase:
                 check_int("Phase", field, getattr(self, field), 1)
         valid = self.augmentation is None or isinstance(self.augmentation, str)
         require(valid, "Phase", "augmentation", "the name of a registered augmentation", self.augmentation)
+        flag = isinstance(self.freeze_batch_norm, bool)
+        require(flag, "Phase", "freeze_batch_norm", "True or False", self.freeze_batch_norm)
         valid = callable(self.train) or bool(self.train)
         require(valid, "Phase", "train", "'head', 'all' or selectors", self.train)
 

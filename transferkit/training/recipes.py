@@ -63,10 +63,13 @@ def linear_probe() -> list[Phase]:
 @register_recipe("fine-tune")
 def fine_tune() -> list[Phase]:
     """Train everything, the new head faster than the backbone."""
-    return [Phase(train="all", epochs=12, augmentation="standard")]
+    return [Phase(train="all", epochs=12, freeze_batch_norm=True, augmentation="light")]
 
 
 @register_recipe("lp-ft")
 def probe_then_fine_tune() -> list[Phase]:
     """Train the head first, then everything from there (Kumar et al., 2022, arXiv:2202.10054)."""
-    return [Phase(train="head", epochs=10), Phase(train="all", epochs=10, augmentation="standard")]
+    return [
+        Phase(train="head", epochs=10),
+        Phase(train="all", epochs=10, freeze_batch_norm=True, augmentation="light"),
+    ]
