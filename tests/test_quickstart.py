@@ -1,0 +1,47 @@
+"""The quickstart compares pretrained with random weights, and leaves a whole run."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+import transferkit as tk
+from transferkit import quickstart
+from transferkit.cli import main
+from transferkit.errors import RunDirectoryError
+
+
+def test_it_prints_both_with_intervals_and_leaves_a_run(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(quickstart, "_DRAWS", 2)
+    run = tmp_path / "run"
+    assert main(["quickstart", "--out", str(run), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("pretrained") >= 3
+    assert printed.out.count("[") == 4
+    assert "pretrained less random: " in printed.out
+    for name in ("confusion_matrix.png", "predictions.png", "history.png"):
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 200
+    with (run / "result.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    report = json.loads((run / "report.json").read_text())
+    assert len(rows) == report["n"]
+    assert report["split"] == "test"
+    assert tk.load_model(run).fc.out_features == 10
+
+
+def test_a_used_folder_is_refused_before_any_work(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="is already in use"):
+        quickstart.run_quickstart(tmp_path)
+
+
+@pytest.mark.slow
+def test_pretrained_weights_beat_random_ones_over_the_draws(tmp_path):
+    result = quickstart.run_quickstart(tmp_path / "run", device="cpu")
+    assert len(result.pretrained) == len(result.random) == 5
+    assert result.difference.interval[0] > 0
