@@ -71,10 +71,8 @@ def test_unknown_classes_are_listed(model, tiny_part):
     other = tk.Part(part.sources, part.targets, ["class0", "zebra", "class2"])
     with pytest.raises(ClassMismatchError) as caught:
         tk.evaluate(model, other)
-    assert str(caught.value) == (
-        "The data has classes that the model does not know: 'zebra'. "
-        "The model's classes are: 'class0', 'class1', 'class2'."
-    )
+    assert "'zebra'" in str(caught.value)
+    assert "'class0', 'class1', 'class2'" in str(caught.value)
 
 
 def test_an_unknown_class_without_images_does_no_harm(model, tiny_part):

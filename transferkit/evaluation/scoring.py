@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -39,34 +37,18 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
     return torch.cat([row[0] for row in rows]).cpu(), torch.cat([row[1] for row in rows]).cpu()
 
 
-def match_classes(model: nn.Module, part: Part) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Bring a part's targets into the order of the model's classes, by name.
+def in_the_models_order(model: nn.Module, part: Part) -> Part:
+    """Return a part whose targets count through the model's classes, matched by name.
 
-    Returns:
-        The model's classes, and the targets as positions among them, shape ``[N]``.
+    Where the model's classes are unknown, or the data has no names, positions are what counts.
 
     Raises:
-        ClassMismatchError: The part has classes that the model does not know.
+        ClassMismatchError: There are images of a class that the model does not know.
     """
     known = class_names(model)
-    if known is None or known == part.classes or (isinstance(part, DatasetPart) and not part.has_names):
-        return known or part.classes, part.targets
-    position = {name: index for index, name in enumerate(known)}
-    present = [part.classes[index] for index in np.unique(part.targets)]
-    extra = [name for name in present if name not in position]
-    if extra:
-        raise ClassMismatchError(
-            f"The data has classes that the model does not know: {_listed(extra)}. "
-            f"The model's classes are: {_listed(known)}."
-        )
-    # A class without images may be unknown; no target points at its -1.
-    table = np.array([position.get(name, -1) for name in part.classes], dtype=np.int64)
-    return known, table[part.targets]
-
-
-def _listed(names: Any, limit: int = 10) -> str:
-    shown = ", ".join(repr(name) for name in list(names)[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    if known is None or (isinstance(part, DatasetPart) and not part.has_names):
+        return part
+    return part.with_classes(known)
 
 
 def evaluate(
@@ -114,20 +96,18 @@ def evaluate(
     preprocessing = None if spec is None else spec.preprocessing
     source = batches_of(data, preprocessing, device=execution.device, batch_size=batch_size, workers=workers)
     part = part_of(data) if hasattr(data, "__getitem__") else None
-    classes = None
-    if part is not None:
-        classes, source.targets = match_classes(model, part)
+    matched = None if part is None else in_the_models_order(model, part)
     logits, targets = collect_logits(model, source, execution)
-    if part is not None and source.targets is not None:
-        targets = torch.from_numpy(source.targets)
-    if classes is None or len(classes) != logits.shape[1]:
-        classes = class_names(model) or tuple(str(number) for number in range(logits.shape[1]))
-    highest = int(targets.max())
-    if highest >= logits.shape[1]:
+    classes, outputs = class_names(model), logits.shape[1]
+    if matched is not None:
+        targets, classes = torch.from_numpy(matched.targets), matched.classes
+    if int(targets.max()) >= outputs:
         raise ClassMismatchError(
-            f"The model has {logits.shape[1]} outputs, but a target is {highest}; "
+            f"The model has {outputs} outputs, but a target is {int(targets.max())}; "
             "give the model a head of the right size with replace_head(model, num_classes)."
         )
+    if classes is None or len(classes) != outputs:
+        classes = tuple(str(number) for number in range(outputs))
     selected = None
     if spec is not None and part is not None and spec.selected_on is not None:
         selected = spec.selected_on == part.fingerprint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -9,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
-from transferkit.datasets.base import Part
+from transferkit.datasets.base import Part, class_indices
 from transferkit.errors import DataError
 from transferkit.loading.batches import BatchSource, ImageBatches, LoaderBatches
 from transferkit.loading.pixels import Pixels
@@ -22,14 +23,19 @@ from transferkit.loading.pixels import Pixels
 class _Images(Sequence[Any]):
     """The images of a map-style data set, as a sequence that ``Part`` can take."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, indices: npt.NDArray[np.int64]) -> None:
         self._dataset = dataset
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._indices)
+
+    def take(self, chosen: npt.NDArray[np.int64]) -> _Images:
+        """Return some of the images, without loading any."""
+        return _Images(self._dataset, self._indices[chosen])
 
     def __getitem__(self, index: Any) -> Any:
-        image = self._dataset[int(index)][0]
+        image = self._dataset[int(self._indices[index])][0]
         if isinstance(image, Tensor):
             return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
         return image
@@ -46,13 +52,24 @@ class DatasetPart(Part):
     def __init__(self, dataset: Any, *, name: str = "all") -> None:
         targets = getattr(dataset, "targets", None)
         if targets is None:
-            targets = [int(dataset[index][1]) for index in range(len(dataset))]
-        targets = np.asarray(targets, dtype=np.int64)
+            labels = [dataset[index][1] for index in range(len(dataset))]
+            targets = [label.item() if isinstance(label, Tensor) else label for label in labels]
+        indices = class_indices(targets)
         classes = getattr(dataset, "classes", None)
         self.has_names = classes is not None
         if classes is None:
-            classes = [str(number) for number in range(int(targets.max(initial=-1)) + 1)]
-        super().__init__(_Images(dataset), targets, classes, name=name)
+            classes = [str(number) for number in range(int(indices.max(initial=-1)) + 1)]
+        super().__init__(_Images(dataset, np.arange(len(dataset))), indices, classes, name=name)
+
+    def take(self, indices: npt.ArrayLike, *, name: str | None = None) -> DatasetPart:
+        """Return the part that holds only the images at ``indices``, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        part = copy.copy(self)
+        assert isinstance(self.sources, _Images)
+        part.sources, part.targets = self.sources.take(chosen), self.targets[chosen]
+        part.ids = tuple(self.ids[index] for index in chosen)
+        part.name = self.name if name is None else name
+        return part
 
 
 def part_of(data: Any, *, name: str = "all") -> Part | None:
@@ -113,7 +130,7 @@ def batches_of(
         # A generator of its own keeps the order apart from the user's random state.
         generator = torch.Generator().manual_seed(seed)
         loader: DataLoader[Any] = DataLoader(
-            _checked(data), batch_size=batch_size, shuffle=shuffle, generator=generator
+            data, batch_size=batch_size, shuffle=shuffle, generator=generator
         )
         return LoaderBatches(loader, device=device)
     if preprocessing is None:
@@ -134,13 +151,3 @@ def batches_of(
         shuffle=shuffle,
         seed=seed,
     )
-
-
-def _checked(data: Any) -> Dataset[Any]:
-    return data  # type: ignore[no-any-return]
-
-
-def targets_of(data: Any) -> npt.NDArray[np.int64] | None:
-    """Return the class indices of a part or map-style data set, if they are known without a pass."""
-    targets = getattr(data, "targets", None)
-    return None if targets is None else np.asarray(targets, dtype=np.int64)
