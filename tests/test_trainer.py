@@ -245,6 +245,22 @@ def test_a_used_run_directory_is_refused_before_any_work(tiny_model, tmp_path):
     assert (tmp_path / "something").read_text() == "mine"
 
 
+def test_a_second_fit_goes_on_from_the_weights_and_needs_a_run_directory_of_its_own(
+    tiny_model, tiny_part, tmp_path
+):
+    model = tiny_model()
+    trainer = tk.Trainer(model, recipe="linear-probe", run_dir=tmp_path / "run", **QUIET)
+    trainer.fit(tiny_part(), epochs=1)
+    before = (tmp_path / "run" / "history.jsonl").read_text()
+    with pytest.raises(RunDirectoryError, match="is already in use; choose a new one"):
+        trainer.fit(tiny_part(), epochs=1)
+    assert (tmp_path / "run" / "history.jsonl").read_text() == before
+    again = tk.Trainer(model, recipe="linear-probe", **QUIET)
+    first = again.fit(tiny_part(), epochs=3)
+    second = again.fit(tiny_part(), epochs=3)
+    assert second[0]["train_loss"] < first[0]["train_loss"]
+
+
 def test_a_loader_of_ready_tensors_works_too(tiny_model, device):
     inputs, targets = torch.randn(20, 3, 8, 8), torch.arange(20) % 2
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=5)

@@ -126,7 +126,10 @@ class Trainer:
         Raises:
             ArgumentError: The model's outputs and the data's classes differ in number.
             NonFiniteError: A loss is NaN or infinite.
+            RunDirectoryError: The run directory is in use, by an earlier ``fit`` for one.
         """
+        if self._run_directory is not None:
+            self._run_directory.check_unused()
         record: dict[str, Any] = {}
         if isinstance(train, Splits):
             train, val, record = train.train, train.val if val is None else val, train.record

@@ -58,7 +58,15 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        self.check_unused()
+
+    def check_unused(self) -> None:
+        """Raise ``RunDirectoryError`` if the folder holds something, from an earlier ``fit`` too."""
+        try:
+            used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        if used:
             raise RunDirectoryError(f"The run directory {self.path} is already in use; choose a new one.")
 
     def write_config(self, config: dict[str, Any]) -> None:
