@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 import transferkit as tk
-from transferkit.errors import ArgumentError, CheckpointCorruptError, CheckpointError, WeightsMismatchError
+from transferkit.errors import (
+    ArgumentError,
+    CheckpointCorruptError,
+    CheckpointError,
+    OutputError,
+    WeightsMismatchError,
+)
 
 # Small enough to run one after another: the sizes are the smallest that each takes.
 FAMILIES = {
@@ -100,6 +106,19 @@ def test_a_users_own_module_must_be_passed_in(tmp_path):
         tk.load_model(tmp_path)
     with pytest.raises(WeightsMismatchError, match="do not fit the model, first at"):
         tk.load_model(tmp_path, into=tk.load_backbone("mini", weights=None))
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    model = tk.load_backbone("resnet18", weights=None, num_classes=2, norm_layer=nn.InstanceNorm2d)
+    with pytest.raises(ArgumentError, match="must be numbers, texts, lists or dicts to be saved"):
+        tk.save_model(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"file/model.* cannot be written"):
+        tk.save_model(tk.load_backbone("mini", weights=None), tmp_path / "file" / "model")
 
 
 def test_stale_class_names_are_not_saved(tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.errors import CheckpointError, DataError
-from transferkit.training.run_directory import RunDirectory, write_text
+from transferkit.files import write_text
+from transferkit.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from transferkit.datasets.base import Part, Splits

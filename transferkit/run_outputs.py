@@ -11,9 +11,9 @@ from transferkit.datasets.base import Part
 from transferkit.errors import MissingExtraError, OutputError
 from transferkit.evaluation.plots import plot_predictions
 from transferkit.evaluation.report import Report
+from transferkit.files import write_text
 from transferkit.loading.decode import decode
 from transferkit.predictor import Prediction, predictions_csv, ranked
-from transferkit.training.run_directory import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

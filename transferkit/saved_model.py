@@ -17,9 +17,9 @@ from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
     CheckpointError,
-    OutputError,
     WeightsMismatchError,
 )
+from transferkit.files import write_text, write_whole
 from transferkit.heads import class_names, head_module, head_out_features, replace_head
 
 _FORMAT = 1
@@ -81,15 +81,14 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
             tensors[name] = value.detach().cpu().contiguous().clone()
     record = {"format": _FORMAT, "spec": spec_to_dict(spec), "aliases": aliases}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{_WEIGHTS}.{os.getpid()}.tmp"
-        save_file(tensors, temporary)
-        temporary.replace(folder / _WEIGHTS)
-        (folder / _RECORD).write_text(
-            json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise ArgumentError(
+            f"The builder arguments of this {spec.name!r} must be numbers, texts, lists or dicts to be saved "
+            f"in {_RECORD}: {error}. Save its state_dict() instead."
+        ) from error
+    write_whole(folder / _WEIGHTS, lambda path: save_file(tensors, path))
+    write_text(folder / _RECORD, text)
     return folder
 
 

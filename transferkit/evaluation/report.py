@@ -249,7 +249,7 @@ class Report:
         Raises:
             OutputError: The file cannot be written.
         """
-        from transferkit.training.run_directory import write_text
+        from transferkit.files import write_text
 
         text = _json_text(self.to_dict(samples=samples))
         if path is not None:
