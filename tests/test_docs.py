@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import transferkit as tk
 from transferkit.augmentations import AUGMENTATIONS
 from transferkit.backbones.registry import BACKBONES
 from transferkit.cli import build_parser
 from transferkit.datasets.registry import DATASETS
+from transferkit.training.optimizers import with_default_rates
 from transferkit.training.recipes import RECIPES
 
 PROJECT = Path(__file__).parents[1]
@@ -114,3 +116,33 @@ def test_the_recipe_page_shows_the_real_recipes():
         (row,) = re.findall(rf"^\| `{name}`.*$", page, re.MULTILINE)
         shown = [int(number) for number in re.findall(r"(\d+) epochs", row)]
         assert shown == [phase.epochs for phase in recipe()], name
+        for phase in recipe():
+            if not phase.head_only:
+                assert f"use the augmentation `{phase.augmentation}` unless" in page
+                assert f"(`freeze_batch_norm={phase.freeze_batch_norm}`)" in page
+
+
+@pytest.mark.parametrize(
+    ("row", "model"),
+    [
+        ("batch norm", nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))),
+        ("layer norm", nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))),
+        ("without either", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))),
+    ],
+    ids=["batch norm", "layer norm", "no norm"],
+)
+def test_the_recipe_page_shows_the_real_learning_rates(row, model):
+    page = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (backbone,) = re.findall(rf"^\| a backbone.* {row}.*\| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    (head,) = re.findall(r"^\| the head alone \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    for column, optimizers in enumerate([["adamw", "adam"], ["sgd"]]):
+        for optimizer in optimizers:
+            alone = with_default_rates(tk.Phase(train="head", optimizer=optimizer), model, fitted_head=False)
+            assert alone.lr == float(head[column])
+            all_of_it = tk.Phase(train="all", optimizer=optimizer)
+            new = with_default_rates(all_of_it, model, fitted_head=False)
+            assert (new.lr, new.head_lr) == pytest.approx(
+                (float(backbone[column]), 10 * float(backbone[column]))
+            )
+            fitted = with_default_rates(all_of_it, model, fitted_head=True)
+            assert fitted.lr == fitted.head_lr == float(backbone[column])
