@@ -82,11 +82,20 @@ def test_a_probe_changes_the_head_and_nothing_else(tiny_model, tiny_part, device
 
 def test_batch_norm_can_stay_as_it_is_while_everything_else_trains(tiny_model, tiny_part, device):
     model = tiny_model()
+    model.train()(torch.randn(16, 3, 8, 8))  # statistics that are worth keeping
     before = state_of(model)
     phase = tk.Phase(epochs=2, freeze_batch_norm=True)
     tk.Trainer(model, recipe=phase, device=device, **QUIET).fit(tiny_part())
     changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
     assert changed == {"body.0.weight", "body.0.bias", "fc.weight", "fc.bias"}
+
+
+def test_batch_norm_that_has_seen_nothing_is_not_kept(tiny_model, tiny_part, tmp_path):
+    model, run = tiny_model(), tmp_path / "run"
+    tk.Trainer(model, recipe="lp-ft", run_dir=run, **QUIET).fit(tiny_part(), epochs=2)
+    assert model.body[1].running_mean.any()
+    config = json.loads((run / "config.json").read_text())
+    assert [phase["freeze_batch_norm"] for phase in config["phases"]] == [False, False]
 
 
 def test_the_best_weights_are_kept(tiny_model, tiny_part, device):

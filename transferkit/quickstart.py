@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from transferkit.evaluation.scoring import evaluate
 from transferkit.heads import replace_head
 from transferkit.run_outputs import save_figure, write_report
 from transferkit.trainer import Trainer
-from transferkit.training.phases import Phase
-from transferkit.training.recipes import recipe_phases
 from transferkit.training.run_directory import RunDirectory
 
 _SHOTS = 10
@@ -67,14 +64,6 @@ def _shown(report: Report) -> str:
     return f"{report.accuracy:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def _phases(*, pretrained: bool) -> list[Phase]:
-    """Return LP-FT as the recipe has it; batch norm that has learned nothing yet trains too."""
-    return [
-        dataclasses.replace(phase, freeze_batch_norm=pretrained and phase.freeze_batch_norm)
-        for phase in recipe_phases("lp-ft")
-    ]
-
-
 def run_quickstart(
     out: str | os.PathLike[str],
     *,
@@ -103,7 +92,7 @@ def run_quickstart(
             shown = draw == 0 and weights is not None
             trainer = Trainer(
                 model,
-                recipe=_phases(pretrained=weights is not None),
+                recipe="lp-ft",
                 augmentation="none",  # a mirrored 2 is no 2
                 batch_size=32,
                 device=device,

@@ -149,6 +149,8 @@ class Trainer:
             with_default_rates(phase, self.model, fitted_head=number > 0)
             for number, phase in enumerate(phases)
         )
+        if not _norms_have_learned(self.model):
+            phases = tuple(dataclasses.replace(phase, freeze_batch_norm=False) for phase in phases)
         if self._run_directory is not None:
             self._run_directory.write_config(self._config(phases, data, record))
         self.history = History()
@@ -316,14 +318,20 @@ def apply_plan(model: nn.Module, phase: Phase) -> None:
         unfreeze(model)
     else:
         freeze(model, except_=phase.train)
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        for parameter in module.parameters()
-    }
+    norms = {id(parameter) for norm in _batch_norms(model) for parameter in norm.parameters()}
     if phase.freeze_batch_norm and norms:
         freeze(model, except_=lambda _, parameter: parameter.requires_grad and id(parameter) not in norms)
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _norms_have_learned(model: nn.Module) -> bool:
+    """Whether batch norm has statistics that are worth keeping; random weights have none."""
+    return any(
+        norm.running_mean is not None and bool(norm.running_mean.any()) for norm in _batch_norms(model)
+    )
 
 
 def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:

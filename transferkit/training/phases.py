@@ -32,7 +32,8 @@ class Phase:
         epochs: Passes over the training part.
         freeze_batch_norm: Whether batch norm keeps its statistics, scale and shift though the
             rest of its stage trains. With few images its statistics would be noise, and a head
-            that was fitted before them would no longer fit.
+            that was fitted before them would no longer fit. Without effect where batch norm
+            has seen no image yet, as in random weights.
         lr: Learning rate of the backbone's last stage; ``None`` takes a default that fits
             the optimizer, the kind of backbone and what trains.
         head_lr: Learning rate of the head; ``None`` takes ``lr``, or a default with it.
