@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.augmentations import Augmentation as Augmentation
     from transferkit.augmentations import augmentation as augmentation
     from transferkit.augmentations import list_augmentations as list_augmentations
+    from transferkit.augmentations import per_sample as per_sample
     from transferkit.augmentations import register_augmentation as register_augmentation
     from transferkit.backbones.attach import attach_spec as attach_spec
     from transferkit.backbones.load import load_backbone as load_backbone
@@ -45,6 +46,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.trainer import Trainer as Trainer
     from transferkit.training.callbacks import Callback as Callback
     from transferkit.training.history import History as History
+    from transferkit.training.loop import PhaseTools as PhaseTools
+    from transferkit.training.loop import run_epoch as run_epoch
+    from transferkit.training.loop import run_phase as run_phase
     from transferkit.training.phases import Phase as Phase
     from transferkit.training.recipes import list_recipes as list_recipes
     from transferkit.training.recipes import register_recipe as register_recipe
@@ -60,6 +64,7 @@ _HOMES = {
     "History": "transferkit.training.history",
     "Part": "transferkit.datasets.base",
     "Phase": "transferkit.training.phases",
+    "PhaseTools": "transferkit.training.loop",
     "Predictor": "transferkit.predictor",
     "Preprocessing": "transferkit.backbones.preprocessing",
     "Report": "transferkit.evaluation.report",
@@ -82,11 +87,14 @@ _HOMES = {
     "load_dataset": "transferkit.datasets.load",
     "load_model": "transferkit.saved_model",
     "parameter_groups": "transferkit.param_groups",
+    "per_sample": "transferkit.augmentations",
     "register_augmentation": "transferkit.augmentations",
     "register_backbone": "transferkit.backbones.registry",
     "register_dataset": "transferkit.datasets.registry",
     "register_recipe": "transferkit.training.recipes",
     "replace_head": "transferkit.heads",
+    "run_epoch": "transferkit.training.loop",
+    "run_phase": "transferkit.training.loop",
     "save_model": "transferkit.saved_model",
     "spec_of": "transferkit.backbones.spec",
     "summary": "transferkit.model_summary",
