@@ -51,6 +51,12 @@ def test_a_reloaded_model_gives_the_same_logits(name, tmp_path):
     assert not again.training
 
 
+def test_both_files_can_be_read_by_the_same_people(tmp_path):
+    tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "other").stat().st_mode}
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_heads_with_dropout_are_rebuilt(head, tmp_path):
     model = tk.load_backbone("mini", weights=None)

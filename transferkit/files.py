@@ -19,7 +19,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        # Some writers make files that only their owner can read, whatever the umask says.
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
