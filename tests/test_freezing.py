@@ -417,6 +417,15 @@ def test_an_untold_head_is_an_error_that_changes_nothing():
 
 
 def test_the_name_of_a_stage_selects_all_of_it(model):
+    # What no stage lists (layer10) belongs to the one registered before it.
+    stages = (Stage("early", ("layer1.0",)), Stage("late", ("layer1.1",)))
+    set_spec(model, BackboneSpec("custom", "fc", Preprocessing(), stages))
+    assert select_parameters(model, "late") == {
+        *("layer1.1.weight", "layer1.1.bias", "layer10.weight", "layer10.bias")
+    }
+    with pytest.raises(SelectorError, match="Did you mean 'early'"):
+        freeze(model, except_="earli")
+    # A stage that is called like a module of it is all of the stage.
     stages = (Stage("early", ("layer1.0",)), Stage("layer1", ("layer1.1", "layer10")))
     set_spec(model, BackboneSpec("custom", "fc", Preprocessing(), stages))
     assert select_parameters(model, "early") == {"layer1.0.weight", "layer1.0.bias"}

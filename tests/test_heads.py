@@ -157,6 +157,11 @@ def test_what_the_user_put_in_the_heads_place_is_the_head(new, path):
     assert find_head(model) == path
 
 
+def test_a_spec_may_name_one_of_several_heads():
+    model = Net(body=nn.Linear(4, 4), head=Net(labels=nn.Linear(4, 3), boxes=nn.Linear(4, 4)))
+    assert find_head(with_spec(model, "head.labels")) == "head.labels"
+
+
 def test_a_spec_whose_head_is_gone_is_an_error():
     model = with_spec(Net(body=nn.Linear(4, 4)), "fc")
     with pytest.raises(SelectorError, match="says that the head is at 'fc', where there is no module"):

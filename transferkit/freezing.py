@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from transferkit.backbones.spec import find_spec, unwrapped
+from transferkit.backbones.stages import stage_indices
 from transferkit.checks import require
 from transferkit.errors import SelectorError
 from transferkit.heads import find_head
@@ -101,7 +102,7 @@ def select_parameters(model: nn.Module, selectors: Selectors) -> set[str]:
               spec and an attribute is called ``head``, all of that attribute.
             - A name: it matches on dot boundaries, so ``"layer4"`` matches
               ``layer4.0.conv1.weight`` but not ``layer40.weight``. The name of a stage of the
-              model's spec matches all of that stage.
+              model's spec matches all of that stage, as ``summary`` shows it.
             - A pattern, which contains ``*``, ``?`` or ``[``: it must match the whole name of
               the parameter or of a module that the parameter is in.
             - A callable that gets the name and the parameter and returns whether it is meant.
@@ -161,10 +162,12 @@ def _match_text(model: nn.Module, names: list[str], selector: str) -> set[str]:
         return literal
     if any(sign in selector for sign in "*?["):
         return {name for name in names if any(fnmatchcase(part, selector) for part in _prefixes(name))}
+    found = {name for name in names if _is_below(name, selector)}
     spec = find_spec(model)
-    stages = [stage for stage in (spec.stages if spec else ()) if stage.name == selector]
-    places = [selector, *(member for stage in stages for member in stage.members)]
-    return {name for name in names if any(_is_below(name, place) for place in places)}
+    stages = [stage.name for stage in spec.stages] if spec else []
+    if selector in stages:
+        found |= {name for name, number in stage_indices(model).items() if number == stages.index(selector)}
+    return found
 
 
 def _is_below(name: str, place: str) -> bool:

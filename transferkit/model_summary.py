@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from transferkit.backbones.spec import find_spec, unwrapped
-from transferkit.errors import SelectorError
+from transferkit.backbones.stages import stage_indices
 from transferkit.heads import find_head
 from transferkit.modes import is_held
 from transferkit.module_tree import find_module, has_parameters, named_children, named_parameters
@@ -41,8 +41,8 @@ class Summary:
 
     Attributes:
         model: Name of the model's spec, or of its class.
-        rows: One for each stage, from input to output, then the head; ``other`` stands for
-            parameters in none of them.
+        rows: One for each stage, from input to output, then the head. Without a spec ``other``
+            is what no child holds.
     """
 
     model: str
@@ -80,6 +80,7 @@ def summary(model: nn.Module) -> Summary:
 
     Raises:
         ArgumentError: A lazy module has not seen its first batch.
+        SelectorError: The head that the spec names is gone.
 
     >>> from transferkit.freezing import freeze
     >>> print(summary(freeze(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))))
@@ -90,17 +91,15 @@ def summary(model: nn.Module) -> Summary:
     -------------------------------------------
     total               58         18
     """
-    places = _places(model)
+    places, stage_of = _stages(model)
     counts = {stage: [0, 0] for stage in places}
     seen: set[int] = set()
     for name, parameter in named_parameters(model):
-        if id(parameter) in seen:
-            continue
-        seen.add(id(parameter))
-        stage = _stage_of(name, places)
-        count = counts.setdefault(stage, [0, 0])
-        count[0] += parameter.numel()
-        count[1] += parameter.numel() * parameter.requires_grad
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            count = counts.setdefault(stage_of.get(name, _REST), [0, 0])
+            count[0] += parameter.numel()
+            count[1] += parameter.numel() * parameter.requires_grad
     rows = (
         SummaryRow(stage, held, trains, _mode_of(model, places.get(stage, ())))
         for stage, (held, trains) in counts.items()
@@ -110,28 +109,16 @@ def summary(model: nn.Module) -> Summary:
     return Summary(name, tuple(rows))
 
 
-def _places(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return the paths that each row stands for, in the order of the rows."""
+def _stages(model: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return the paths of the modules of each row, in order, and the row of each parameter."""
     spec = find_spec(model)
-    if spec is None or not spec.stages:
-        return {name: (name,) for name, child in named_children(unwrapped(model)) if has_parameters(child)}
-    places = {stage.name: stage.members for stage in spec.stages}
-    try:
-        head = find_head(model)
-    except SelectorError:
-        return places
-    return {**places, "head": (head,)}
-
-
-def _stage_of(name: str, places: dict[str, tuple[str, ...]]) -> str:
-    # The longest path wins, since a head may lie inside a member of a stage.
-    found = [
-        (len(place), stage)
-        for stage, members in places.items()
-        for place in members
-        if name == place or name.startswith(f"{place}.")
-    ]
-    return max(found)[1] if found else _REST
+    if spec is not None and spec.stages:
+        places = {stage.name: stage.members for stage in spec.stages} | {"head": (find_head(model),)}
+        rows = list(places)
+        return places, {name: rows[number] for name, number in stage_indices(model).items()}
+    children = [name for name, child in named_children(unwrapped(model)) if has_parameters(child)]
+    row_of = {name: name.partition(".")[0] for name, _ in named_parameters(model) if "." in name}
+    return {name: (name,) for name in children}, row_of
 
 
 def _mode_of(model: nn.Module, paths: tuple[str, ...]) -> str:
