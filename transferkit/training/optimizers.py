@@ -13,12 +13,13 @@ from transferkit.training.phases import Phase
 
 # Peak learning rates for batches of about 64 images, by what normalizes the backbone:
 # batch norm bears larger steps than layer norm, and a network without norms the smallest.
-# Found on the three small data sets of docs/recipes.md; see there for the figures.
+# Those for batch norm and for heads were found on the data sets of docs/recipes.md; the others
+# keep the customary ratio to them.
 _BACKBONE_LR = {
     "adamw": {"batch-norm": 3e-4, "layer-norm": 5e-5, "none": 3e-5},
-    "sgd": {"batch-norm": 1e-2, "layer-norm": 3e-3, "none": 1e-3},
+    "sgd": {"batch-norm": 2e-3, "layer-norm": 1e-3, "none": 5e-4},
 }
-_HEAD_LR = {"adamw": 3e-3, "sgd": 0.1}
+_HEAD_LR = {"adamw": 3e-3, "sgd": 0.02}
 # A new head starts from noise, so beside a backbone it learns faster than that.
 _HEAD_FACTOR = 10.0
 
