@@ -243,9 +243,20 @@ def test_every_command_has_help_and_help_needs_no_torch():
 
 def test_a_stray_file_is_named_in_one_line_of_warning(photos, tmp_path):
     (photos / "ant" / "notes.txt").write_text("not an image")
-    arguments = ["train", str(photos), *TRAIN, "--recipe", "linear-probe", "--quiet", "--out", str(tmp_path / "run")]
+    arguments = [
+        "train",
+        str(photos),
+        *TRAIN,
+        "--recipe",
+        "linear-probe",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     code = "import sys; from transferkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("transferkit: warning: ")

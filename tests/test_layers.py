@@ -26,11 +26,11 @@ LAYERS = {
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
-# The package that brings an import of another name: scipy comes with scikit-learn, Pillow with torchvision.
+# The package that brings an import of another name; scipy comes with scikit-learn.
 PACKAGE_OF = {
     "sklearn": "scikit-learn",
     "typing_extensions": "typing-extensions",
-    "PIL": "torchvision",
+    "PIL": "pillow",
     "scipy": "scikit-learn",
 }
 
