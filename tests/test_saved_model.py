@@ -127,6 +127,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         tk.save_model(tk.load_backbone("mini", weights=None), tmp_path / "file" / "model")
 
 
+def swap_pool(model):
+    model.pool[0] = nn.AdaptiveMaxPool2d(1)
+
+
+def swap_head(model):
+    model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, 2))
+
+
+@pytest.mark.parametrize("change", [swap_pool, swap_head])
+def test_a_model_that_was_changed_by_hand_is_not_rebuilt_as_another_one(tmp_path, change):
+    model = tk.load_backbone("mini", weights=None, num_classes=2)
+    change(model)
+    tk.save_model(model, tmp_path)
+    with pytest.raises(ArgumentError, match=r"build it and pass it as load_model\(folder, into=model\)\.$"):
+        tk.load_model(tmp_path)
+    fresh = tk.load_backbone("mini", weights=None, num_classes=2)
+    change(fresh)
+    assert torch.equal(logits(tk.load_model(tmp_path, into=fresh), 32), logits(model, 32))
+
+
 def test_stale_class_names_are_not_saved(tmp_path):
     model = tk.load_backbone("mini", weights=None)
     tk.replace_head(model, 2, classes=["ant", "bee"])

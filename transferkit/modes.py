@@ -11,6 +11,8 @@ inference mode if one of them says so.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
@@ -49,6 +51,17 @@ def hold_frozen_modules(model: M) -> M:
     for module in held:
         object.__setattr__(module, _ASKED, asked[module])
     return model
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module its own mode back at the end, where a caller has chosen some by hand too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def is_held(module: nn.Module) -> bool:

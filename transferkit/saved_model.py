@@ -17,6 +17,7 @@ from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
     CheckpointError,
+    TransferkitError,
     WeightsMismatchError,
 )
 from transferkit.files import write_text, write_whole
@@ -79,7 +80,12 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         else:
             seen[key] = name
             tensors[name] = value.detach().cpu().contiguous().clone()
-    record = {"format": _FORMAT, "spec": spec_to_dict(spec), "aliases": aliases}
+    record = {
+        "format": _FORMAT,
+        "spec": spec_to_dict(spec),
+        "aliases": aliases,
+        "rebuildable": _is_as_its_spec_says(model, spec),
+    }
     try:
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     except TypeError as error:
@@ -90,6 +96,33 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     write_whole(folder / _WEIGHTS, lambda path: save_file(tensors, path))
     write_text(folder / _RECORD, text)
     return folder
+
+
+def _build(spec: BackboneSpec) -> nn.Module:
+    """Build the architecture of which a spec tells, with random weights."""
+    from transferkit.backbones.load import load_backbone
+
+    model = load_backbone(
+        spec.name,
+        weights=None,
+        num_classes=spec.num_classes,
+        preprocessing=spec.preprocessing,
+        **spec.builder_kwargs,
+    )
+    if spec.head_kind != "original" and spec.num_classes is not None:
+        replace_head(model, spec.num_classes, head=spec.head_kind, dropout=spec.head_dropout)
+    return model
+
+
+def _is_as_its_spec_says(model: nn.Module, spec: BackboneSpec) -> bool:
+    """Whether a model can be built from its spec: nothing in it was put in or swapped by hand."""
+    if spec.name == "custom" or spec.head_kind == "custom":
+        return False
+    try:
+        with torch.device("meta"):
+            return repr(_build(spec)) == repr(model)
+    except (TransferkitError, NotImplementedError):
+        return False
 
 
 def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn.Module:
@@ -128,22 +161,12 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
         raise CheckpointCorruptError(f"{folder / _WEIGHTS} is damaged: {error}.") from error
     state |= {name: state[source] for name, source in aliases.items() if source in state}
     if into is None:
-        if spec.name == "custom" or spec.head_kind == "custom":
+        if not record.get("rebuildable", True):
             raise ArgumentError(
                 f"{folder} holds a model or head that transferkit cannot build; "
                 "build it and pass it as load_model(folder, into=model)."
             )
-        from transferkit.backbones.load import load_backbone
-
-        into = load_backbone(
-            spec.name,
-            weights=None,
-            num_classes=spec.num_classes,
-            preprocessing=spec.preprocessing,
-            **spec.builder_kwargs,
-        )
-        if spec.head_kind != "original" and spec.num_classes is not None:
-            replace_head(into, spec.num_classes, head=spec.head_kind, dropout=spec.head_dropout)
+        into = _build(spec)
     own = into.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [
         name for name in own if name in state and own[name].shape != state[name].shape

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transferkit.augmentations import Augmentation, per_sample
 from transferkit.augmentations import augmentation as augmentation_named
 from transferkit.backbones.spec import find_spec, set_spec
-from transferkit.checks import check_int, check_positive
+from transferkit.checks import check_int, check_positive, require
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
@@ -22,6 +23,7 @@ from transferkit.features.split import Split, head_features, split_at_head, why_
 from transferkit.freezing import freeze, unfreeze
 from transferkit.heads import head_module, head_out_features
 from transferkit.loading.batches import BatchSource, TensorBatches
+from transferkit.loading.sources import DatasetPart
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import resolve_execution
 from transferkit.saved_model import save_model, spec_to_dict
@@ -98,7 +100,10 @@ class Trainer:
         self.recipe = recipe if isinstance(recipe, str) else "custom"
         self.batch_size = check_int("Trainer", "batch_size", batch_size, 1)
         self.seed = check_int("Trainer", "seed", seed)
+        require(self.seed < 2**63, "Trainer", "seed", "an int below 2**63", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
+        valid = isinstance(callbacks, Iterable) and all(isinstance(each, Callback) for each in callbacks)
+        require(valid, "Trainer", "callbacks", "a sequence of Callback objects", callbacks)
         self.callbacks = (*((ProgressBar(),) if progress else ()), *callbacks)
         self.execution = resolve_execution(model, device=device, precision=precision)
         self.history = History()
@@ -107,10 +112,17 @@ class Trainer:
         self._augmentation = None
         if augmentation is not None:
             self._augmentation = self._resolve_augmentation(augmentation)
+        if run_dir is not None and spec is None:
+            raise ArgumentError(
+                "A run directory needs a model with a spec, to save it; give it one with "
+                "transferkit.attach_spec(model, head=..., preprocessing=...)."
+            )
         self._run_directory = None if run_dir is None else RunDirectory(run_dir)
 
     def fit(self, train: Any, val: Any = None, *, epochs: int | None = None) -> History:
         """Train, and leave the model with the best weights of the run, in inference mode.
+
+        What the last phase froze stays frozen; ``unfreeze`` undoes it.
 
         Args:
             train: ``Splits`` (whose validation part is used too), one part, a map-style data
@@ -206,6 +218,8 @@ class Trainer:
             weight_decay=phase.weight_decay,
         )
         optimizer = build_optimizer(phase, groups)
+        # Gradients that a loop of the user's own, or an interrupted fit, has left are no part of this run.
+        optimizer.zero_grad(set_to_none=True)
         weights = None
         if phase.class_weights is not None:
             if data.train_part is None:
@@ -255,6 +269,14 @@ class Trainer:
 
     def _resolve_augmentation(self, value: AugmentationLike) -> Augmentation:
         if isinstance(value, Augmentation):
+            side, wanted = value.stored.size, self._preprocessing
+            sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+            size = value.apply(sample, value.draw(0, 0, np.zeros(1, dtype=np.int64))).shape[-1]
+            if wanted is not None and size != wanted.size:
+                raise ArgumentError(
+                    f"The augmentation {value.name!r} gives images of {size} px, but the model takes "
+                    f"{wanted.size} px; make it with transferkit.augmentation(name, preprocessing)."
+                )
             return value
         if self._preprocessing is None:
             raise ArgumentError(
@@ -268,6 +290,12 @@ class Trainer:
     def _check_classes(self, data: TrainingData) -> None:
         part = data.train_part
         outputs = None if part is None else head_out_features(head_module(self.model))
+        for each in (data.train_part, data.val_part):
+            if each is not None and len(each) == 0:
+                raise DataError(f"The {each.name!r} part is empty; at least one image is needed.")
+            if isinstance(each, DatasetPart) and not each.has_names and len(each.classes) <= (outputs or 0):
+                # Without names, a part that lacks the last classes still has as many as the model.
+                each.classes = tuple(str(number) for number in range(outputs or 0))
         if part is not None and outputs is not None and outputs != len(part.classes):
             raise ArgumentError(
                 f"The model has {outputs} outputs, but the data has {len(part.classes)} classes; "
@@ -304,7 +332,7 @@ class Trainer:
             "model": None if spec is None else spec_to_dict(spec),
             "data": record,
             "parts": {
-                name: {"images": len(part), "fingerprint": part.fingerprint()}
+                name: {"images": len(part), "fingerprint": part.fingerprint(), "ids": list(part.ids)}
                 for name, part in parts.items()
                 if part is not None
             },
@@ -318,8 +346,17 @@ def apply_plan(model: nn.Module, phase: Phase) -> None:
         unfreeze(model)
     else:
         freeze(model, except_=phase.train)
-    norms = {id(parameter) for norm in _batch_norms(model) for parameter in norm.parameters()}
-    if phase.freeze_batch_norm and norms:
+    if not phase.freeze_batch_norm:
+        return
+    # A norm in the head is as new as the head.
+    in_head = set(head_module(model).modules())
+    norms = {
+        id(parameter)
+        for norm in _batch_norms(model)
+        if norm not in in_head
+        for parameter in norm.parameters()
+    }
+    if norms:
         freeze(model, except_=lambda _, parameter: parameter.requires_grad and id(parameter) not in norms)
 
 

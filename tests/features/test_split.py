@@ -78,7 +78,7 @@ def test_something_random_before_the_head_forbids_the_cut(probability, cut, devi
     batch = Batch(torch.randn(4, 3, 2, 2, device=device), torch.zeros(4), torch.arange(4).numpy())
     execution = resolve_execution(model, device=device, precision="fp32")
     reason = why_not_split(split_at_head(model), batch, execution)
-    assert reason == (None if cut else "something random stands between the frozen part and the head")
+    assert reason == (None if cut else "what stands before the head differs between training and use")
 
 
 def test_modes_are_left_as_they_were(device):

@@ -161,11 +161,18 @@ class Part:
         return part
 
     def fingerprint(self) -> str:
-        """Return a hash of the ids and targets: equal for the same images with the same labels."""
+        """Return a hash of ids and labels: equal for the same images with the same labels.
+
+        Images in memory have no names that tell them apart, so their pixels count too.
+        """
+        # A data set of the user's own may give other pixels each time, so it is not asked.
+        in_memory = self.fixed and len(self) > 0 and not isinstance(self.sources[0], Path)
         digest = hashlib.sha256()
-        for name, target in sorted(zip(self.ids, self.targets.tolist(), strict=True)):
+        for name, index in sorted(zip(self.ids, range(len(self)), strict=True)):
+            label = self.classes[self.targets[index]]
+            pixels = self.identity(index) if in_memory else ""
             # File names need not be valid Unicode.
-            digest.update(f"{name}\0{self.classes[target]}\n".encode(errors="surrogateescape"))
+            digest.update(f"{name}\0{label}\0{pixels}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:32]
 
 

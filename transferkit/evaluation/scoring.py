@@ -14,7 +14,8 @@ from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
 from transferkit.heads import class_names
 from transferkit.loading.batches import BatchSource
-from transferkit.loading.sources import DatasetPart, batches_of, part_of
+from transferkit.loading.sources import DatasetPart, batches_of, part_of, warn_if_ready
+from transferkit.modes import modes_kept
 from transferkit.runtime import Execution, resolve_execution
 from transferkit.training.steps import eval_step
 
@@ -26,12 +27,9 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
         Logits, float32 ``[N, C]``, and targets, int64 ``[N]``, both on the CPU, in the order
         of the source. The model is left in the mode in which it was.
     """
-    training = model.training
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         rows = [(eval_step(model, batch, execution=execution), batch.targets) for batch in source.epoch(0)]
-    finally:
-        model.train(training)
     if not rows:
         raise DataError("There is nothing to evaluate: the data gave no batch.")
     return torch.cat([row[0] for row in rows]).cpu(), torch.cat([row[1] for row in rows]).cpu()
@@ -94,8 +92,15 @@ def evaluate(
     execution.place(model)
     spec = find_spec(model)
     preprocessing = None if spec is None else spec.preprocessing
-    source = batches_of(data, preprocessing, device=execution.device, batch_size=batch_size, workers=workers)
     part = part_of(data) if hasattr(data, "__getitem__") else None
+    warn_if_ready(data, part, preprocessing)
+    source = batches_of(
+        data if part is None else part,
+        preprocessing,
+        device=execution.device,
+        batch_size=batch_size,
+        workers=workers,
+    )
     matched = None if part is None else in_the_models_order(model, part)
     logits, targets = collect_logits(model, source, execution)
     classes, outputs = class_names(model), logits.shape[1]

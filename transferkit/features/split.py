@@ -14,6 +14,7 @@ from transferkit.backbones.spec import unwrapped
 from transferkit.classification import logits_of
 from transferkit.heads import find_head
 from transferkit.loading.batches import Batch, BatchSource
+from transferkit.modes import modes_kept
 from transferkit.runtime import Execution
 
 
@@ -76,20 +77,31 @@ def why_not_split(split: Split, batch: Batch, execution: Execution) -> str | Non
         otherwise the reason why the model must run whole.
     """
     model, suffix = split.model, split.suffix
-    training = model.training
+    inside = set(suffix.modules())
+    outside = [module for module in model.modules() if module not in inside]
+    if any(own.requires_grad for module in outside for own in module._parameters.values() if own is not None):
+        return "something that trains is used before the head too"
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
     try:
-        model.train()
-        suffix.eval()
-        with _captured(split.entry) as seen, execution.autocast():
-            first = logits_of(model(batch.inputs))
+        with (
+            modes_kept(model),
+            torch.random.fork_rng(devices=devices),
+            _captured(split.entry) as seen,
+            execution.autocast(),
+        ):
+            model.train()
             model(batch.inputs)
+            model.eval()
+            first = logits_of(model(batch.inputs))
             if len(seen) != 2:
                 return "the head does not run exactly once in a forward pass"
             if not torch.equal(seen[0], seen[1]):
-                return "something random stands between the frozen part and the head"
-            again = suffix(seen[0])
+                return "what stands before the head differs between training and use"
+            again = suffix(seen[1])
     finally:
-        model.train(training)
+        for buffer, before in buffers:
+            buffer.copy_(before)
     # Anything but rounding between the two paths means that something follows the head.
     tolerance = 1e-5 if execution.precision == "fp32" else 2e-2
     scale = first.float().abs().max().clamp_min(1e-6)
@@ -108,14 +120,10 @@ def head_features(split: Split, source: BatchSource, execution: Execution) -> tu
     """
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    training = split.model.training
-    split.model.eval()
-    try:
-        with _captured(split.entry) as seen, execution.autocast():
-            for batch in source.epoch(0):
-                split.model(batch.inputs)
-                inputs.append(seen.pop().float().cpu())
-                targets.append(batch.targets.cpu())
-    finally:
-        split.model.train(training)
+    with modes_kept(split.model), _captured(split.entry) as seen, execution.autocast():
+        split.model.eval()
+        for batch in source.epoch(0):
+            split.model(batch.inputs)
+            inputs.append(seen.pop().float().cpu())
+            targets.append(batch.targets.cpu())
     return torch.cat(inputs), torch.cat(targets)

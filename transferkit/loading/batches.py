@@ -209,6 +209,12 @@ class LoaderBatches:
                     "A DataLoader must yield float images that are ready for the model, because "
                     f"transferkit does not preprocess them again. Got {shown} instead."
                 )
-            labels = torch.as_tensor(targets, dtype=torch.int64)
+            labels = torch.as_tensor(targets)
+            if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
+                raise DataError(
+                    "A DataLoader must yield class indices of at least 0, of shape [N], beside its images. "
+                    f"Got {labels.dtype} of shape {list(labels.shape)} instead."
+                )
+            labels = labels.to(torch.int64)
             yield Batch(inputs.to(self._device), labels.to(self._device), np.arange(seen, seen + len(labels)))
             seen += len(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -50,7 +51,8 @@ class DatasetPart(Part):
     fixed: ClassVar[bool] = False
 
     def __init__(self, dataset: Any, *, name: str = "all") -> None:
-        targets = getattr(dataset, "targets", None)
+        transformed = getattr(dataset, "target_transform", None) is not None
+        targets = None if transformed else getattr(dataset, "targets", None)
         if targets is None:
             labels = [dataset[index][1] for index in range(len(dataset))]
             targets = [label.item() if isinstance(label, Tensor) else label for label in labels]
@@ -151,3 +153,15 @@ def batches_of(
         shuffle=shuffle,
         seed=seed,
     )
+
+
+def warn_if_ready(data: Any, part: Part | None, preprocessing: Preprocessing | None) -> None:
+    """Say that a data set of float tensors is taken as it is, past the model's own preprocessing."""
+    if part is None and preprocessing is not None and hasattr(data, "__getitem__"):
+        warnings.warn(
+            "The data set gives float tensors, which are taken as ready for the model: neither its "
+            "preprocessing nor an augmentation is applied. Return PIL images or uint8 tensors instead "
+            "to have both.",
+            UserWarning,
+            stacklevel=3,
+        )

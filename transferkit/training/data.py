@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from transferkit.augmentations import Augmentation
@@ -14,7 +12,7 @@ from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part
 from transferkit.loading.batches import BatchSource
 from transferkit.loading.pixels import Pixels
-from transferkit.loading.sources import batches_of, part_of
+from transferkit.loading.sources import batches_of, part_of, warn_if_ready
 
 
 class TrainingData:
@@ -43,6 +41,7 @@ class TrainingData:
     ) -> None:
         self.train = part_of(train, name="train") or train if hasattr(train, "__getitem__") else train
         self.val = part_of(val, name="val") or val if hasattr(val, "__getitem__") else val
+        warn_if_ready(train, self.train_part, preprocessing)
         self._preprocessing = preprocessing
         self._options: dict[str, Any] = {
             "device": device, "batch_size": batch_size, "seed": seed, "workers": workers
@@ -59,11 +58,6 @@ class TrainingData:
     def val_part(self) -> Part | None:
         """The validation part, if there is one and it holds images."""
         return self.val if isinstance(self.val, Part) else None
-
-    @property
-    def targets(self) -> npt.NDArray[np.int64] | None:
-        """Class index of each training image, where they are known without a pass."""
-        return None if self.train_part is None else self.train_part.targets
 
     def training_batches(self, augmentation: Augmentation | None) -> BatchSource:
         """Return shuffled batches of the training part, augmented if asked."""

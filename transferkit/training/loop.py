@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def run_phase(
         row |= run_epoch(phase, tools, epoch=epoch, seed=seed, callbacks=callbacks)
         row |= validate(tools)
         row["seconds"] = time.perf_counter() - started
-        waited = 0 if finish_epoch(row) else waited + 1
+        better = finish_epoch(row)
+        waited = 0 if better or row["val_loss"] is None else waited + 1
         if phase.patience is not None and waited >= phase.patience:
             break
 
@@ -151,12 +153,18 @@ def _grouped(batches: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def validate(tools: PhaseTools) -> dict[str, Any]:
-    """Return ``val_loss`` (log loss) and ``val_accuracy``; both ``None`` without validation batches."""
+    """Return ``val_loss`` (log loss) and ``val_accuracy``; both ``None`` without validation batches.
+
+    Raises:
+        NonFiniteError: The log loss is NaN or infinite.
+    """
     if tools.val is None:
         return {"val_loss": None, "val_accuracy": None}
     logits, targets = collect_logits(tools.module, tools.val, tools.execution)
-    loss = F.cross_entropy(logits, targets)
+    loss = float(F.cross_entropy(logits, targets))
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"The log loss of the validation part is {loss}; lower the learning rate.")
     return {
-        "val_loss": float(loss),
+        "val_loss": loss,
         "val_accuracy": float((logits.argmax(dim=1) == targets).double().mean()),
     }

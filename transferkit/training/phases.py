@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from transferkit.checks import (
     check_between,
     check_choice,
@@ -81,6 +83,15 @@ class Phase:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.train, (list, tuple)) and len(self.train) == 1:
+            object.__setattr__(self, "train", self.train[0])
+        # Numbers of other libraries become Python's, which JSON can hold.
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, each.name, value.item())
+        if self.class_weights is not None and not isinstance(self.class_weights, str):
+            object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
         check_int("Phase", "epochs", self.epochs, 1)
         for field in ("lr", "head_lr", "clip_norm"):
             if getattr(self, field) is not None:

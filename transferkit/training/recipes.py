@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from transferkit.checks import require
 from transferkit.registry import Registry
@@ -48,7 +48,8 @@ def recipe_phases(recipe: str | Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     """
     if isinstance(recipe, str):
         return tuple(RECIPES[recipe]())
-    phases = (recipe,) if isinstance(recipe, Phase) else tuple(recipe)
+    several = isinstance(recipe, Iterable)
+    phases = (recipe,) if isinstance(recipe, Phase) else tuple(recipe) if several else ()
     valid = bool(phases) and all(isinstance(phase, Phase) for phase in phases)
     require(valid, "Trainer", "recipe", "the name of a recipe, a Phase or several", recipe)
     return phases

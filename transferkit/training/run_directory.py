@@ -54,13 +54,13 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        write_text(self.path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / "config.json", json.dumps(config, indent=2, default=str) + "\n")
 
     def append_history(self, row: dict[str, Any]) -> None:
         """Add a line to ``history.jsonl``."""
         path = self.path / "history.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
