@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,13 +96,18 @@ def test_evaluate_uses_the_photos_that_were_kept_for_validation(trained, capsys)
     assert result["confusion_matrix"] == recorded["confusion_matrix"]
 
 
+@pytest.mark.filterwarnings("default")
 def test_evaluate_takes_all_of_another_folder_and_matches_classes_by_name(trained, tmp_path, capsys):
     run, _ = trained
     other = write_photos(tmp_path / "other", {"wasp": 3, "zebra": 0, "bee": 4}, seed=1)
     (other / "zebra").rmdir()
     capsys.readouterr()
     assert main(["evaluate", str(run), str(other), "--json", "--quiet"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("transferkit: warning: ")
+    assert "of 7 images" in printed.err
+    assert "file name of a training image" in printed.err
+    result = json.loads(printed.out)
     assert result["n"] == 7
     assert result["classes"] == ["ant", "bee", "wasp"]
     assert np.array(result["confusion_matrix"]).sum(axis=1).tolist() == [0, 4, 3]
@@ -187,6 +195,12 @@ def test_backbones_take_a_pattern(capsys):
         (["train", "{photos}", "--augmentation", "ligth"], 2, "Did you mean 'light'?"),
         (["train", "{photos}", "--optimizer", "sdg"], 2, "Did you mean 'sgd'?"),
         (["train", "{photos}", "--lr", "-1"], 2, "The 'lr' parameter of Trainer must be a positive float."),
+        (
+            ["train", "{photos}", "--seed", str(2**64)],
+            2,
+            "The 'seed' parameter of Trainer must be an int below",
+        ),
+        (["train", "phtos"], 2, "There is no folder and no data set 'phtos'"),
         (["train", "{photos}", "--epochs", "1"], 2, "at least 2, one for each phase"),
         (["train", "{photos}", "--device", "tpu"], 2, "The 'device' parameter must be one of 'auto', 'cpu'"),
         (["train", "{photos}", "--weights", "nowhere.pth"], 4, "nowhere.pth"),
@@ -261,3 +275,119 @@ def test_a_stray_file_is_named_in_one_line_of_warning(photos, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("transferkit: warning: ")
     assert "ant/notes.txt" in line
+
+
+def evaluated(run, data, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(data), "--json", "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    return result["split"], result["n"]
+
+
+def test_evaluate_knows_a_copy_though_some_images_are_gone(trained, tmp_path, capsys):
+    run, photos = trained
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    ids = json.loads((run / "config.json").read_text())["parts"]
+    for name in (*ids["train"]["ids"][:5], ids["val"]["ids"][0]):
+        (copy / name).unlink()
+    assert evaluated(run, copy, capsys) == ("val", 5)
+
+
+def test_evaluate_leaves_out_what_a_run_without_validation_was_trained_on(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = ["train", str(photos), *TRAIN, "--recipe", "linear-probe", "--val", "0", "--out", str(run)]
+    assert main([*arguments, "--quiet"]) == 0
+    assert main(["evaluate", str(run), str(photos), "--quiet"]) == 3
+    assert "was trained on every image" in capsys.readouterr().err
+    for name in ("ant", "wasp"):
+        shutil.copy(photos / name / "0.png", photos / name / "new.png")
+    assert evaluated(run, photos, capsys) == ("rest", 2)
+
+
+def test_evaluate_knows_the_train_folder_of_the_data(tmp_path, capsys):
+    data = tmp_path / "data"
+    for seed, part in enumerate(("train", "val")):
+        write_photos(data / part, {"ant": 4, "bee": 4}, seed=seed)
+    run = tmp_path / "run"
+    arguments = ["train", str(data), *TRAIN, "--recipe", "linear-probe", "--out", str(run)]
+    assert main([*arguments, "--quiet"]) == 0
+    assert evaluated(run, data / "val", capsys) == ("val", 8)
+    assert main(["evaluate", str(run), str(data / "train"), "--quiet"]) == 3
+    assert "was trained on every image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", "3", "{", '{"data": []}', '{"data": {"ids": {"train": 5}}}', '{"data": {}, "parts": []}'],
+)
+def test_a_damaged_configuration_is_named(trained, text, tmp_path, capsys):
+    _, photos = trained
+    (tmp_path / "config.json").write_text(text)
+    assert main(["evaluate", str(tmp_path), str(photos)]) == 4
+    assert str(tmp_path / "config.json") in capsys.readouterr().err
+
+
+def test_the_model_folder_of_a_run_is_told_from_the_run(trained, capsys):
+    run, photos = trained
+    assert main(["evaluate", str(run / "model"), str(photos)]) == 4
+    assert f"give the run directory, {run}." in capsys.readouterr().err
+
+
+COMMAND = [sys.executable, "-c", "import sys; from transferkit.cli import main; sys.exit(main(sys.argv[1:]))"]
+
+
+@pytest.mark.parametrize("argument", ["datasets", "--help"])
+def test_a_reader_that_has_left_is_no_failure(argument):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, argument], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_sentence():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "datasets"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith("transferkit: Standard output cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_file_names_need_not_be_utf_8(photos, tmp_path, capsysbinary):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (photos / "ant" / "0.png").rename(photos / "ant" / name)
+    except OSError:
+        pytest.skip("the file system takes only names in UTF-8")
+    run = tmp_path / "run"
+    arguments = ["train", str(photos), *TRAIN, "--recipe", "linear-probe", "--out", str(run)]
+    assert main([*arguments, "--quiet"]) == 0
+    capsysbinary.readouterr()
+    assert main(["evaluate", str(run), str(photos), "--json", "--quiet"]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["n"] == 6
+    table = tmp_path / "table.csv"
+    image = str(photos / "ant" / name)
+    assert main(["predict", str(run), image, "--quiet", "--out", str(table)]) == 0
+    assert b"caf\xe9.png," in table.read_bytes()
+    done = subprocess.run([*COMMAND, "predict", str(run), image], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"caf\\udce9.png," in done.stdout
+
+
+def test_predict_refuses_a_negative_number_of_workers(trained, capsys):
+    run, photos = trained
+    assert main(["predict", str(run), str(photos), "--workers", "-1"]) == 2
+    assert "The 'workers' parameter of Predictor must be an int of at least 0" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_augmentation_that_nothing_uses_is_told(photos, tmp_path, capsys):
+    command = ["train", str(photos), *TRAIN, "--quiet", "--augmentation", "light"]
+    assert main([*command, "--recipe", "linear-probe", "--out", str(tmp_path / "probe")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("transferkit: warning: --augmentation light is not used: ")
+    assert main([*command, "--recipe", "fine-tune", "--out", str(tmp_path / "tune")]) == 0
+    assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -53,7 +54,15 @@ def test_scores_are_the_models_probabilities(predictor, image, device):
 def test_an_image_may_come_in_any_form(predictor, image, path):
     expected = predictor(image)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    for form in (path, str(path), Image.fromarray(image), tensor, image / 255):
+    for form in (
+        path,
+        str(path),
+        path.read_bytes(),
+        bytearray(path.read_bytes()),
+        Image.fromarray(image),
+        tensor,
+        image / 255,
+    ):
         same(predictor(form), expected)
 
 
@@ -88,6 +97,43 @@ def test_batches_change_nothing(predictor, device):
     images = np.random.default_rng(1).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
     small = tk.Predictor(predictor.model, device=device, precision="fp32", batch_size=3)
     torch.testing.assert_close(small.probabilities(list(images)), predictor.probabilities(list(images)))
+
+
+def test_the_number_of_threads_changes_nothing(predictor, device, tmp_path):
+    images = np.random.default_rng(2).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{index}.png" for index in range(9)]
+    for image, file in zip(images, paths, strict=True):
+        Image.fromarray(image).save(file)
+    expected = predictor.probabilities(list(images))
+    for workers in (0, 1, 4):
+        threaded = tk.Predictor(predictor.model, device=device, precision="fp32", workers=workers)
+        torch.testing.assert_close(threaded.probabilities(paths), expected)
+
+
+def test_images_are_decoded_side_by_side(predictor, device, image, monkeypatch):
+    # Each of the two waits until the other is being decoded as well.
+    both = threading.Barrier(2, timeout=30)
+    pixels = predictor.preprocessing.pixels
+
+    def wait(preprocessing, source):
+        both.wait()
+        return pixels(source)
+
+    monkeypatch.setattr(tk.Preprocessing, "pixels", wait)
+    threaded = tk.Predictor(predictor.model, device=device, precision="fp32", workers=2)
+    assert len(threaded([image, image])) == 2
+
+
+def test_a_negative_number_of_threads_is_refused(predictor):
+    with pytest.raises(
+        ArgumentError, match="The 'workers' parameter of Predictor must be an int of at least 0"
+    ):
+        tk.Predictor(predictor.model, workers=-1)
+
+
+def test_many_means_at_least_one(predictor):
+    with pytest.raises(DataError, match="the list is empty"):
+        predictor.predict_many([])
 
 
 def test_it_loads_from_a_folder(predictor, image, tmp_path, device):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
 
 from transferkit import __version__
 from transferkit.errors import TransferkitError
+from transferkit.files import write_stdout
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,10 +124,13 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or that of the error it met."""
-    options = build_parser().parse_args(arguments)
-    from transferkit import commands
-
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be valid Unicode, nor be known to the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        options = _parse(arguments)
+        from transferkit import commands
+
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             commands.COMMANDS[options.command](options)
@@ -135,11 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("transferkit: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of standard output has left; there is nobody to tell.
-        sys.stderr.close()
-        return 0
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(arguments)
+    except SystemExit:
+        write_stdout("")  # --help leaves its text in the buffer
+        raise
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.errors import CheckpointError, DataError
-from transferkit.files import write_text
+from transferkit.files import write_stdout, write_text
 from transferkit.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ def tell(options: Options, text: str) -> None:
 
 def show(options: Options, text: str, value: dict[str, Any]) -> None:
     """Print a result on standard output: as text, or as JSON for scripts."""
-    print(json.dumps(value, indent=2, ensure_ascii=False) if options.json else text)
+    shown = json.dumps(value, indent=2, ensure_ascii=False) if options.json else text
+    write_stdout(f"{shown}\n")
 
 
 def train(options: Options) -> None:
@@ -37,6 +40,7 @@ def train(options: Options) -> None:
     import torch
 
     from transferkit.backbones.load import load_backbone
+    from transferkit.checks import check_int, require
     from transferkit.evaluation.scoring import evaluate as score
     from transferkit.heads import replace_head
     from transferkit.run_outputs import save_figure, write_report
@@ -44,6 +48,14 @@ def train(options: Options) -> None:
 
     out = Path(options.out).expanduser() if options.out else _free_run_directory(options)
     RunDirectory(out)  # a used one is refused before any work is done
+    # As the trainer does, but before the seed is used for the first time.
+    require(
+        check_int("Trainer", "seed", options.seed) < 2**63,
+        "Trainer",
+        "seed",
+        "an int below 2**63",
+        options.seed,
+    )
     phases = _phases(options)
     splits = _load_data(options)
     tell(options, _describe(splits))
@@ -104,9 +116,7 @@ def predict(options: Options) -> None:
     for name in options.images:
         path = Path(name).expanduser()
         paths.extend([path] if path.is_file() else find_images(path))
-    predictor = Predictor.load(
-        options.run, device=options.device, precision=options.precision, batch_size=options.batch_size
-    )
+    predictor = Predictor.load(options.run, **_run_options(options))
     predictions = predictor.predict_many(paths, top_k=options.top_k)
     names = [str(path) for path in paths]
     table = predictions_csv(names, predictions)
@@ -119,7 +129,11 @@ def predict(options: Options) -> None:
         rows = [{"path": name, "predictions": found} for name, found in zip(names, predictions, strict=True)]
         show(options, "", result | {"predictions": rows})
     else:
-        print(f"{len(paths)} images labelled in {options.out}" if options.out else table.rstrip("\n"))
+        show(
+            options,
+            f"{len(paths)} images labelled in {options.out}" if options.out else table.rstrip("\n"),
+            {},
+        )
 
 
 def quickstart(options: Options) -> None:
@@ -207,7 +221,15 @@ def _phases(options: Options) -> tuple[Phase, ...]:
         check_choice("train", "augmentation", options.augmentation, list_augmentations())
     given = {"head_lr": options.head_lr, "layer_decay": options.layer_decay, "optimizer": options.optimizer}
     changes = {name: value for name, value in given.items() if value is not None}
-    return tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
+    phases = tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
+    if options.augmentation not in (None, "none") and all(phase.head_only for phase in phases):
+        warnings.warn(
+            f"--augmentation {options.augmentation} is not used: "
+            f"no phase of the recipe {options.recipe!r} trains the backbone.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return phases
 
 
 def _load_data(options: Options) -> Splits:
@@ -235,21 +257,45 @@ def read_config(run: str) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    path = Path(run).expanduser() / "config.json"
+    folder = Path(run).expanduser()
+    path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"There is no run in {run}: {path} is missing.") from None
-    except (OSError, ValueError) as error:
+        # The names of images need not be valid Unicode; see write_text.
+        config = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (FileNotFoundError, NotADirectoryError):
+        parent = folder.absolute().parent
+        meant = (folder / "model.json").is_file() and (parent / "config.json").is_file()
+        hint = f" This is the model of a run; give the run directory, {parent}." if meant else ""
+        raise CheckpointError(f"There is no run in {run}: {path} is missing.{hint}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    return config
+    if not _is_config(config):
+        raise CheckpointError(f"{path} is damaged: it is not what a run writes.")
+    return dict(config)
 
 
-def _part_to_evaluate(options: Options, config: dict[str, Any]) -> Part:
+def _is_config(config: object) -> bool:
+    """Whether what ``evaluate`` needs of a configuration is there and of the right types."""
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+        return False
+    record, parts = config["data"], config.get("parts", {})
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        return False
+    drawn = record.get("ids") or {}
+    if not isinstance(drawn, dict):
+        return False
+    lists = [*drawn.values(), *(part.get("ids", []) for part in parts.values())]
+    return all(isinstance(record.get(key), str | None) for key in ("source", "label_from")) and all(
+        isinstance(ids, list) and all(isinstance(name, str) for name in ids) for ids in lists
+    )
+
+
+def _part_to_evaluate(options: Options, config: Mapping[str, Any]) -> Part:
     """Choose the images that the run did not train on.
 
     A data set's own test part comes first, then its own validation part. A folder without
-    parts that the run trained on gives what the run kept for validation; another gives all.
+    parts that the run trained on gives what the run kept for validation, or else the rest;
+    another gives all.
     """
     from transferkit.datasets.load import load_dataset
 
@@ -259,17 +305,44 @@ def _part_to_evaluate(options: Options, config: dict[str, Any]) -> Part:
     if splits.test is not None or splits.val is not None:
         return splits.test or splits.val  # type: ignore[return-value]
     part = splits.train
-    drawn = record.get("ids") or {}
-    trained, kept = set(drawn.get("train") or ()), set(drawn.get("val") or ())
-    # Names such as cat/0.jpg say little, so another folder is the same data only if it has all of them.
-    same = splits.record["source"] == record.get("source") or (trained | kept) <= set(part.ids)
-    seen = [index for index, name in enumerate(part.ids) if same and name in trained]
+    trained, kept = (_recorded_ids(config, name) for name in ("train", "val"))
+    seen = _places(part, trained, record.get("source"))
+    held = _places(part, kept, record.get("source"))
+    if not seen and not held:
+        # Names such as cat/0.jpg say little: a copy of the data has most of them, other data a few.
+        seen = {index for index, name in enumerate(part.ids) if name in trained}
+        if 0 < 2 * len(seen) < len(trained):
+            warnings.warn(
+                f"{len(seen)} of {len(part)} images in {options.data} have the file name of a training image "
+                "of the run; they are taken for others and evaluated too.",
+                UserWarning,
+                stacklevel=2,
+            )
+            seen = set()
+        held = {index for index, name in enumerate(part.ids) if seen and name in kept}
+    if held:
+        return part.take(sorted(held), name="val")
     if not seen:
         return part.take(range(len(part)), name="all")
-    held = [index for index, name in enumerate(part.ids) if name in kept]
-    if held:
-        return part.take(held, name="val")
-    rest = sorted(set(range(len(part))) - set(seen))
+    rest = sorted(set(range(len(part))) - seen)
     if not rest:
         raise DataError(f"The run was trained on every image in {options.data}; evaluate it on others.")
     return part.take(rest, name="rest")
+
+
+def _recorded_ids(config: Mapping[str, Any], name: str) -> set[str]:
+    """Return the ids of the images that a run trained on or kept for validation."""
+    ids = config.get("parts", {}).get(name, {}).get("ids")
+    return set((config["data"].get("ids") or {}).get(name) or () if ids is None else ids)
+
+
+def _places(part: Part, ids: set[str], source: str | None) -> set[int]:
+    """Return where a part has the very images that ``ids`` name in ``source``, a folder as a rule."""
+    if source is None:
+        return set()
+    files = {os.path.realpath(os.path.join(source, name)) for name in ids}
+    return {
+        index
+        for index in range(len(part))
+        if isinstance(path := part.source(index), Path) and os.path.realpath(path) in files
+    }

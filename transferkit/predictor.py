@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from transferkit.runtime import resolve_execution
 from transferkit.saved_model import load_model
 from transferkit.training.steps import eval_step
 
+_EMPTY = "There is no image to predict: the list is empty."
+
 Prediction = list[dict[str, Any]]
 """The best labels of one image with their scores, the best first."""
 
@@ -36,9 +39,10 @@ class Predictor:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         batch_size: Images that go through the model at once.
+        workers: Number of decoding threads; ``None`` stands for one for each processor.
 
     Raises:
-        ArgumentError: The model has no spec.
+        ArgumentError: The model has no spec, or an argument has a value that makes no sense.
 
     >>> import transferkit as tk
     >>> predictor = Predictor(tk.load_backbone("mini"))
@@ -54,9 +58,13 @@ class Predictor:
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 64,
+        workers: int | None = None,
     ) -> None:
         self.preprocessing = spec_of(model).preprocessing
         self.batch_size = check_int("Predictor", "batch_size", batch_size, 1)
+        self.workers = (
+            (os.cpu_count() or 1) if workers is None else check_int("Predictor", "workers", workers)
+        )
         self.execution = resolve_execution(model, device=device, precision=precision)
         self.model = self.execution.place(model).eval()
         self.classes = class_names(model)
@@ -78,10 +86,10 @@ class Predictor:
         """Predict the best labels.
 
         Args:
-            images: One image, or many. One: a path, a PIL image, an array ``[H, W, 3]`` or
-                ``[H, W]``, or a tensor ``[3, H, W]``. Many: a list of these, a folder (its images
-                in sorted order, those of sub-folders included), an array ``[N, H, W, 3]`` or
-                a tensor ``[N, 3, H, W]``. Values are uint8, or floats in [0, 1].
+            images: One image, or many. One: a path, an encoded image as bytes, a PIL image, an
+                array ``[H, W, 3]`` or ``[H, W]``, or a tensor ``[3, H, W]``. Many: a list of
+                these, a folder (its images in sorted order, those of sub-folders included), an
+                array ``[N, H, W, 3]`` or a tensor ``[N, 3, H, W]``. Values are uint8, or floats in [0, 1].
             top_k: How many labels each image gets, at most the number of classes.
 
         Returns:
@@ -97,24 +105,40 @@ class Predictor:
         return predictions if many else predictions[0]
 
     def predict_many(self, images: Sequence[Any], *, top_k: int = 5) -> list[Prediction]:
-        """Predict the best labels of each image of a sequence; see ``__call__``."""
+        """Predict the best labels of each image of a sequence; see ``__call__``.
+
+        Raises:
+            DataError: There is no image in it.
+        """
         probabilities = self.probabilities(images)
         classes = self.classes or tuple(str(number) for number in range(probabilities.shape[1]))
         return ranked(probabilities, classes, top_k=top_k)
 
     def probabilities(self, images: Sequence[Any]) -> Tensor:
         """Return the probability of each class: float32 ``[N, C]``, on the CPU."""
+        if not len(images):
+            raise DataError(_EMPTY)
         batches = [
             images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)
         ]
         return torch.cat([self._forward(batch) for batch in batches])
 
     def _forward(self, images: Sequence[Any]) -> Tensor:
-        names = [str(image) if isinstance(image, (str, os.PathLike)) else "" for image in images]
-        decoded = [decode(image, name=name) for image, name in zip(images, names, strict=True)]
-        pixels = torch.stack([self.preprocessing.pixels(image) for image in decoded])
+        pixels = torch.stack(self._decode(images))
         inputs = self.preprocessing.normalize(pixels.to(self.execution.device))
         return eval_step(self.model, (inputs,), execution=self.execution).softmax(dim=1).cpu()
+
+    def _decode(self, images: Sequence[Any]) -> list[Tensor]:
+        # A PIL image may read its file only now, which two threads must not do at once.
+        apart = all(isinstance(image, (str, os.PathLike, bytes, np.ndarray)) for image in images)
+        if apart and self.workers > 1 and len(images) > 1:
+            with ThreadPoolExecutor(self.workers) as pool:
+                return list(pool.map(self._decode_one, images))
+        return [self._decode_one(image) for image in images]
+
+    def _decode_one(self, image: Any) -> Tensor:
+        name = str(image) if isinstance(image, (str, os.PathLike)) else ""
+        return self.preprocessing.pixels(decode(image, name=name))
 
 
 def ranked(probabilities: npt.ArrayLike, classes: Sequence[str], *, top_k: int) -> list[Prediction]:
@@ -173,10 +197,12 @@ def _sources(images: Any) -> tuple[bool, Sequence[Any]]:
         )
         images = _as_uint8(images)
         return (True, list(images)) if images.ndim == 4 else (False, [images])
+    if isinstance(images, (bytes, bytearray, memoryview)):
+        return False, [bytes(images)]
     if isinstance(images, Iterable):
         sources = [source for image in images for source in _sources(image)[1]]
         if not sources:
-            raise DataError("There is no image to predict: the list is empty.")
+            raise DataError(_EMPTY)
         return True, sources
     return False, [images]
 
