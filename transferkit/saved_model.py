@@ -150,7 +150,7 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
     if not (folder / _RECORD).is_file() or not (folder / _WEIGHTS).is_file():
         raise CheckpointError(f"There is no model in {folder}; {_RECORD} and {_WEIGHTS} are needed.")
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / _RECORD).read_text("utf-8", errors="surrogateescape"))
         spec = spec_from_dict(record["spec"])
         aliases = dict(record["aliases"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
