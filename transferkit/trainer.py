@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.augmentations import Augmentation, per_sample
 from transferkit.augmentations import augmentation as augmentation_named
@@ -20,7 +19,6 @@ from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
 from transferkit.features.split import Split, head_features, split_at_head, why_not_split
-from transferkit.freezing import freeze, unfreeze
 from transferkit.heads import head_module, head_out_features
 from transferkit.loading.batches import BatchSource, TensorBatches
 from transferkit.loading.sources import DatasetPart
@@ -30,6 +28,7 @@ from transferkit.saved_model import save_model, spec_to_dict
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback, ProgressBar
 from transferkit.training.data import TrainingData
+from transferkit.training.freeze_plan import apply_plan, norms_have_learned
 from transferkit.training.history import History
 from transferkit.training.loop import PhaseTools, run_phase, steps_of
 from transferkit.training.optimizers import build_optimizer, with_default_rates
@@ -161,7 +160,7 @@ class Trainer:
             with_default_rates(phase, self.model, fitted_head=number > 0)
             for number, phase in enumerate(phases)
         )
-        if not _norms_have_learned(self.model):
+        if not norms_have_learned(self.model):
             phases = tuple(dataclasses.replace(phase, freeze_batch_norm=False) for phase in phases)
         if self._run_directory is not None:
             self._run_directory.write_config(self._config(phases, data, record))
@@ -338,37 +337,6 @@ class Trainer:
             },
             "versions": versions(),
         }
-
-
-def apply_plan(model: nn.Module, phase: Phase) -> None:
-    """Freeze what a phase freezes, and nothing else."""
-    if phase.train == "all":
-        unfreeze(model)
-    else:
-        freeze(model, except_=phase.train)
-    if not phase.freeze_batch_norm:
-        return
-    # A norm in the head is as new as the head.
-    in_head = set(head_module(model).modules())
-    norms = {
-        id(parameter)
-        for norm in _batch_norms(model)
-        if norm not in in_head
-        for parameter in norm.parameters()
-    }
-    if norms:
-        freeze(model, except_=lambda _, parameter: parameter.requires_grad and id(parameter) not in norms)
-
-
-def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-def _norms_have_learned(model: nn.Module) -> bool:
-    """Whether batch norm has statistics that are worth keeping; random weights have none."""
-    return any(
-        norm.running_mean is not None and bool(norm.running_mean.any()) for norm in _batch_norms(model)
-    )
 
 
 def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:
