@@ -22,7 +22,7 @@ LAYERS = {
     1: "augmentation_ops augmentations backbones classification datasets freezing head_paths heads loading "
     "model_summary modes module_tree param_groups runtime saved_model trivial_augment",
     2: "evaluation features training",
-    3: "cli commands predictor quickstart run_outputs trainer",
+    3: "__main__ cli commands predictor quickstart run_outputs trainer",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 

@@ -40,6 +40,7 @@ def train(options: Options) -> None:
     import torch
 
     from transferkit.backbones.load import load_backbone
+    from transferkit.backbones.spec import spec_of
     from transferkit.checks import check_int, require
     from transferkit.evaluation.scoring import evaluate as score
     from transferkit.heads import replace_head
@@ -77,7 +78,8 @@ def train(options: Options) -> None:
         progress=not options.quiet,
     )
     trainer.recipe = options.recipe
-    tell(options, f"runs on {trainer.execution}")
+    size = spec_of(model).preprocessing.size
+    tell(options, f"runs on {trainer.execution}; images of {size} px")
     history = trainer.fit(splits, epochs=options.epochs)
     result: dict[str, Any] = {"run": str(out), "epochs": len(history), "best": history.best}
     text = f"run directory: {out}"
@@ -248,7 +250,8 @@ def _load_data(options: Options) -> Splits:
 def _describe(splits: Splits) -> str:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
-    return f"{len(splits.classes)} classes; images: {counts}"
+    names = ", ".join(splits.classes[:10]) + (" …" if len(splits.classes) > 10 else "")
+    return f"{len(splits.classes)} classes ({names}); images: {counts}"
 
 
 def read_config(run: str) -> dict[str, Any]:

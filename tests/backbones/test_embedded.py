@@ -45,7 +45,7 @@ def test_weights_by_name_or_not_at_all():
         tk.load_backbone("mini", weights="imagenet")
 
 
-@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("size", [16, 32, 33, 47, 64, 65])
 def test_it_takes_other_sizes(size, device):
     model = tk.load_backbone("mini", image_size=size, num_classes=3, device=device)
     assert tk.spec_of(model).preprocessing.size == size

@@ -47,7 +47,9 @@ class ResidualBlock(nn.Module):
         self.activation = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), _conv_norm(in_channels, out_channels, 1))
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True), _conv_norm(in_channels, out_channels, 1)
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map ``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
