@@ -33,7 +33,7 @@ def isolated_random_state() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    np.random.set_state(states[1])  # noqa: NPY002 (the global state)
     torch.set_rng_state(states[2])
 
 

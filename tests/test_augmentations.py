@@ -242,10 +242,10 @@ def test_per_sample_seeds_each_image_and_restores_the_generators() -> None:
     preset = per_sample(varied, SMALL, name="mine")
     assert preset.name == "mine"
     images = photos(6, 32)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002 (the global state)
     result = preset.apply(images, preset.draw(0, 0, np.arange(6)))
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002 (the global state)
     assert torch.equal(torch.get_rng_state(), states[2])
     assert len(torch.unique(result.flatten(1), dim=0)) == 6
     random.seed(99)
@@ -275,7 +275,7 @@ def test_per_sample_gives_the_generators_back_after_an_error() -> None:
 )
 def test_per_sample_takes_pil_images_arrays_and_tensors(convert: object) -> None:
     images = photos(2, 32)
-    preset = per_sample(convert, SMALL)  # type: ignore[arg-type]
+    preset = per_sample(convert, SMALL)
     result = preset.apply(images, preset.draw(0, 0, np.arange(2)))
     assert type(result) is torch.Tensor
     assert torch.equal(result, images)
@@ -298,11 +298,11 @@ def test_per_sample_can_crop_from_a_larger_copy() -> None:
     ],
 )
 def test_per_sample_says_what_a_wrong_function_returned(function: object, got: str) -> None:
-    preset = per_sample(function, SMALL)  # type: ignore[arg-type]
+    preset = per_sample(function, SMALL)
     with pytest.raises(ArgumentError, match="must return an RGB image of 32 x 32 pixels.*" + got):
         preset.apply(photos(1, 32), preset.draw(0, 0, np.arange(1)))
 
 
 def test_per_sample_needs_a_function() -> None:
     with pytest.raises(ArgumentError, match="'function' parameter of per_sample"):
-        per_sample("flip", SMALL)  # type: ignore[arg-type]
+        per_sample("flip", SMALL)

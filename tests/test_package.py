@@ -42,7 +42,7 @@ def test_no_public_name_is_the_name_of_a_submodule():
 
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'load_backbones'"):
-        tk.load_backbones  # noqa: B018
+        tk.load_backbones  # noqa: B018 (looked up to fail)
     assert dir(tk) == sorted(tk.__all__)
 
 

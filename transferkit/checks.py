@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from transferkit.errors import ArgumentError, MissingExtraError
 from transferkit.registry import nearest
@@ -30,34 +30,34 @@ def require(condition: bool, owner: str, parameter: str, requirement: str, got: 
         )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
 def check_positive(owner: str, parameter: str, value: object) -> float:
     """Return ``value`` as a float if it is a positive finite number."""
-    require(_is_number(value) and float(value) > 0, owner, parameter, "a positive float", value)  # type: ignore[arg-type]
-    return float(value)  # type: ignore[arg-type]
+    require(_is_number(value) and float(value) > 0, owner, parameter, "a positive float", value)
+    return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
 
 def check_non_negative(owner: str, parameter: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite number of at least 0."""
-    require(_is_number(value) and float(value) >= 0, owner, parameter, "a float of at least 0", value)  # type: ignore[arg-type]
-    return float(value)  # type: ignore[arg-type]
+    require(_is_number(value) and float(value) >= 0, owner, parameter, "a float of at least 0", value)
+    return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
 
 def check_between(owner: str, parameter: str, value: object, low: float, high: float) -> float:
     """Return ``value`` as a float if ``low <= value < high``."""
-    inside = _is_number(value) and low <= float(value) < high  # type: ignore[arg-type]
+    inside = _is_number(value) and low <= float(value) < high
     require(inside, owner, parameter, f"a float of at least {low:g} and below {high:g}", value)
-    return float(value)  # type: ignore[arg-type]
+    return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
 
 def check_int(owner: str, parameter: str, value: object, minimum: int = 0) -> int:
     """Return ``value`` as an int if it is a whole number of at least ``minimum``."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    require(whole and int(value) >= minimum, owner, parameter, f"an int of at least {minimum}", value)  # type: ignore[call-overload]
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    require(whole and int(value) >= minimum, owner, parameter, f"an int of at least {minimum}", value)  # type: ignore[call-overload]  # whole is True only of an Integral
+    return int(value)  # type: ignore[call-overload, no-any-return]  # as above
 
 
 def check_choice(owner: str, parameter: str, value: object, choices: Iterable[str]) -> str:

@@ -305,8 +305,9 @@ def _part_to_evaluate(options: Options, config: Mapping[str, Any]) -> Part:
     record = config["data"]
     label_from = options.label_from if options.label_from is not None else record.get("label_from")
     splits = load_dataset(options.data, val=0, label_from=label_from)
-    if splits.test is not None or splits.val is not None:
-        return splits.test or splits.val  # type: ignore[return-value]
+    own = splits.val if splits.test is None else splits.test
+    if own is not None:
+        return own
     part = splits.train
     trained, kept = (_recorded_ids(config, name) for name in ("train", "val"))
     seen = _places(part, trained, record.get("source"))

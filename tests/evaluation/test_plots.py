@@ -27,7 +27,7 @@ def report_of(classes: int, names: list[str] | None = None) -> Report:
 
 def png(figure: object) -> Image.Image:
     buffer = BytesIO()
-    figure.savefig(buffer, dpi=40)  # type: ignore[attr-defined]
+    figure.savefig(buffer, dpi=40)
     return Image.open(buffer)
 
 

@@ -244,4 +244,4 @@ def test_arguments_that_do_not_fit_together(changes: dict[str, object], paramete
     logits, targets = scored(5, 3)
     arguments = {"logits": logits, "targets": targets, "classes": names(3)} | changes
     with pytest.raises(ArgumentError, match=f"The '{parameter}' parameter of Report.from_logits must be"):
-        Report.from_logits(**arguments)  # type: ignore[arg-type]
+        Report.from_logits(**arguments)
