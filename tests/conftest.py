@@ -37,6 +37,13 @@ def isolated_random_state() -> Iterator[None]:
     torch.set_rng_state(states[2])
 
 
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads what another has stored, and none writes into the user's cache."""
+    monkeypatch.setenv("TRANSFERKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("TRANSFERKIT_CACHE_SIZE", raising=False)
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real photos and weights, where there is one."""

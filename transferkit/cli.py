@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from transferkit import __version__
 from transferkit.errors import TransferkitError
 from transferkit.files import write_stdout
+from transferkit.loading.cache import KINDS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "backbones":
             listing.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'resnet*'")
         _add_output(listing)
+    _add_cache(commands)
     return parser
 
 
@@ -118,6 +121,14 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_run_options(parser)
 
 
+def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "show or clear what is kept on disk to be used again"
+    parser = commands.add_parser("cache", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser.add_argument("action", nargs="?", choices=("show", "clear"), default="show", help="(show)")
+    parser.add_argument("--kind", choices=KINDS, help="only these (all)")
+    _add_output(parser)
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"transferkit: warning: {message}", file=sys.stderr)
 
@@ -129,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parse(arguments)
-        from transferkit import commands
+        from transferkit.commands import COMMANDS
 
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            commands.COMMANDS[options.command](options)
+            pkgutil.resolve_name(COMMANDS[options.command])(options)
     except TransferkitError as error:
         print(f"transferkit: {error}", file=sys.stderr)
         return error.exit_code

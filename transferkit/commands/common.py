@@ -1,0 +1,34 @@
+"""What the commands share: results to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from transferkit.files import write_stdout
+
+Options = argparse.Namespace
+
+
+def tell(options: Options, text: str) -> None:
+    """Print a line of progress on standard error, unless the user wants quiet."""
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def show(options: Options, text: str, value: dict[str, Any]) -> None:
+    """Print a result on standard output: as text, or as JSON for scripts."""
+    shown = json.dumps(value, indent=2, ensure_ascii=False) if options.json else text
+    write_stdout(f"{shown}\n")
+
+
+def run_options(options: Options) -> dict[str, Any]:
+    """Return what every command that runs a model takes."""
+    return {
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "precision": options.precision,
+        "workers": options.workers,
+    }

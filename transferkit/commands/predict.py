@@ -1,0 +1,37 @@
+"""Label images with the model of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transferkit.commands.common import Options, run_options, show
+from transferkit.files import write_text
+
+
+def predict(options: Options) -> None:
+    """Label images with the model of a run."""
+    from transferkit.predictor import Predictor, find_images, predictions_csv
+    from transferkit.run_outputs import prediction_grid, save_figure
+
+    paths: list[Path] = []
+    for name in options.images:
+        path = Path(name).expanduser()
+        paths.extend([path] if path.is_file() else find_images(path))
+    predictor = Predictor.load(options.run, **run_options(options))
+    predictions = predictor.predict_many(paths, top_k=options.top_k)
+    names = [str(path) for path in paths]
+    table = predictions_csv(names, predictions)
+    if options.out:
+        write_text(Path(options.out), table)
+    if options.grid:
+        save_figure(Path(options.grid), lambda: prediction_grid(paths[:16], predictions[:16]), required=True)
+    result = {"images": len(paths), "out": options.out}
+    if options.json:
+        rows = [{"path": name, "predictions": found} for name, found in zip(names, predictions, strict=True)]
+        show(options, "", result | {"predictions": rows})
+    else:
+        show(
+            options,
+            f"{len(paths)} images labelled in {options.out}" if options.out else table.rstrip("\n"),
+            {},
+        )

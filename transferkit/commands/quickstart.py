@@ -1,0 +1,13 @@
+"""Try transferkit on a few digits."""
+
+from __future__ import annotations
+
+from transferkit.commands.common import Options, show, tell
+
+
+def quickstart(options: Options) -> None:
+    """Fine-tune the embedded backbone on a few digits, beside the same network from random weights."""
+    from transferkit.quickstart import run_quickstart
+
+    result = run_quickstart(options.out, device=options.device, tell=lambda line: tell(options, line))
+    show(options, str(result), result.to_dict())

@@ -1,0 +1,125 @@
+"""Adapt a backbone to a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transferkit.commands.common import Options, run_options, show, tell
+from transferkit.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from transferkit.datasets.base import Splits
+    from transferkit.training.phases import Phase
+
+
+def train(options: Options) -> None:
+    """Adapt a backbone to a data set, evaluate it and leave a run directory."""
+    import torch
+
+    from transferkit.backbones.load import load_backbone
+    from transferkit.backbones.spec import spec_of
+    from transferkit.checks import check_int, require
+    from transferkit.evaluation.scoring import evaluate as score
+    from transferkit.heads import replace_head
+    from transferkit.run_outputs import save_figure, write_report
+    from transferkit.trainer import Trainer
+
+    out = Path(options.out).expanduser() if options.out else _free_run_directory(options)
+    RunDirectory(out)  # a used one is refused before any work is done
+    # As the trainer does, but before the seed is used for the first time.
+    require(
+        check_int("Trainer", "seed", options.seed) < 2**63,
+        "Trainer",
+        "seed",
+        "an int below 2**63",
+        options.seed,
+    )
+    phases = _phases(options)
+    splits = _load_data(options)
+    tell(options, _describe(splits))
+    weights = None if options.weights == "none" else options.weights
+    torch.manual_seed(options.seed)
+    model = load_backbone(options.backbone, weights=weights, image_size=options.image_size)
+    replace_head(model, len(splits.classes), classes=splits.classes)
+    trainer = Trainer(
+        model,
+        recipe=phases,
+        lr=options.lr,
+        augmentation=options.augmentation,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        seed=options.seed,
+        run_dir=out,
+        workers=options.workers,
+        progress=not options.quiet,
+    )
+    trainer.recipe = options.recipe
+    size = spec_of(model).preprocessing.size
+    tell(options, f"runs on {trainer.execution}; images of {size} px")
+    history = trainer.fit(splits, epochs=options.epochs)
+    result: dict[str, Any] = {"run": str(out), "epochs": len(history), "best": history.best}
+    text = f"run directory: {out}"
+    part = splits.val if splits.test is None else splits.test
+    if part is not None:
+        report = score(model, part, **run_options(options))
+        for note in write_report(report, part, out):
+            tell(options, note)
+        result["report"] = report.to_dict()
+        text = f"{report}\n\n{text}"
+    for note in save_figure(out / "history.png", history.plot):
+        tell(options, note)
+    show(options, text, result)
+
+
+def _free_run_directory(options: Options) -> Path:
+    """Return the first of runs/DATA-BACKBONE-1, -2 … that is not there yet."""
+    stem = f"{Path(options.data).name or 'data'}-{options.backbone.replace('/', '-')}"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _phases(options: Options) -> tuple[Phase, ...]:
+    """Return the recipe's phases with what the user set; the trainer takes the learning rate."""
+    from transferkit.augmentations import list_augmentations
+    from transferkit.checks import check_choice
+    from transferkit.training.recipes import recipe_phases
+
+    if options.augmentation is not None:
+        check_choice("train", "augmentation", options.augmentation, list_augmentations())
+    given = {"head_lr": options.head_lr, "layer_decay": options.layer_decay, "optimizer": options.optimizer}
+    changes = {name: value for name, value in given.items() if value is not None}
+    phases = tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
+    if options.augmentation not in (None, "none") and all(phase.head_only for phase in phases):
+        warnings.warn(
+            f"--augmentation {options.augmentation} is not used: "
+            f"no phase of the recipe {options.recipe!r} trains the backbone.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return phases
+
+
+def _load_data(options: Options) -> Splits:
+    from transferkit.datasets.load import load_dataset
+
+    return load_dataset(
+        options.data,
+        val=options.val,
+        label_from=options.label_from,
+        subset=options.subset,
+        shots=options.shots,
+        seed=options.seed,
+    )
+
+
+def _describe(splits: Splits) -> str:
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
+    names = ", ".join(splits.classes[:10]) + (" …" if len(splits.classes) > 10 else "")
+    return f"{len(splits.classes)} classes ({names}); images: {counts}"
