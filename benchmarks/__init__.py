@@ -1,0 +1,1 @@
+"""Benchmarks: run them from a clone, as ``python -m benchmarks.probe``; see README.md."""

@@ -1,0 +1,1 @@
+"""One process each: a script does one thing in one way and prints one line of JSON."""
