@@ -2,24 +2,94 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from torch import nn
 
+import transferkit as tk
 from transferkit import runtime
 from transferkit.errors import ArgumentError
-from transferkit.runtime import resolve_device, resolve_execution
+from transferkit.runtime import Execution, resolve_device, resolve_execution
 
 CONVOLUTIONAL = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_auto_takes_bfloat16_where_the_hardware_computes_it(monkeypatch, supported):
-    monkeypatch.setattr(runtime, "_bf16_support", lambda device: (supported, "the test says so"))
-    execution = resolve_execution(CONVOLUTIONAL, device="cpu")
-    assert execution.precision == ("bf16" if supported else "fp32")
-    assert execution.reason == "the test says so"
+@pytest.mark.parametrize(("unit", "precision", "reason"), [
+    ("AMX", "bf16", "AMX"), (None, "fp32", "this CPU has no bfloat16 arithmetic"),
+])  # fmt: skip
+def test_auto_takes_bfloat16_where_the_hardware_computes_it(monkeypatch, unit, precision, reason):
+    monkeypatch.setattr(runtime, "bf16_unit", lambda device: unit)
+    execution = resolve_execution(CONVOLUTIONAL, device="cpu", compile=False)
+    assert (execution.precision, execution.reason) == (precision, reason)
     assert resolve_execution(CONVOLUTIONAL, device="cpu", precision="fp32").precision == "fp32"
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")])
+def test_older_gpus_compute_in_float16_or_float32(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert runtime._automatic_precision(torch.device("cuda"))[0] == precision
+
+
+def test_without_a_compiler_nothing_is_compiled_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(runtime, "why_not_compile", lambda device: "there is no C++ compiler")
+    execution = resolve_execution(CONVOLUTIONAL, device="cpu", precision="fp32")
+    assert execution.compile is False
+    assert str(execution).startswith("cpu (")
+    assert "fp32 (as asked; there is no C++ compiler)" in str(execution)
+    assert "not compiled" in str(execution)
+    with pytest.raises(
+        ArgumentError, match=r"must be False, because there is no C\+\+ compiler\. Got True instead"
+    ):
+        resolve_execution(CONVOLUTIONAL, device="cpu", compile=True)
+
+
+def test_a_compiler_is_looked_for_by_its_name(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    assert runtime.why_not_compile(torch.device("cpu")) == "there is no C++ compiler"
+
+
+def test_threads_are_those_of_the_record_and_given_back():
+    before = torch.get_num_threads()
+    execution = dataclasses.replace(resolve_execution(CONVOLUTIONAL, device="cpu"), threads=before + 1)
+    with execution.arithmetic():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_fp32_on_cuda_shortens_no_factors_and_gives_the_switches_back():
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [switch.fp32_precision for switch in switches]
+    with Execution("cuda:0", "fp32", True).arithmetic():
+        assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+    assert [switch.fp32_precision for switch in switches] == before
+
+
+@pytest.mark.parametrize(("field", "value", "wanted"), [
+    ("precision", "int8", "one of 'fp32', 'bf16', 'fp16'"),
+    ("decode", "slow", "one of 'fast', 'exact'"),
+    ("threads", 0, "an int of at least 1"),
+    ("compile", "yes", "True, False or 'auto'"),
+    ("fold", 1, "True or False"),
+])  # fmt: skip
+def test_a_record_with_a_wrong_field_is_refused(field, value, wanted):
+    execution = resolve_execution(CONVOLUTIONAL, device="cpu")
+    sentence = re.escape(f"The {field!r} parameter of Execution must be {wanted}. Got {value!r} instead.")
+    with pytest.raises(ArgumentError, match=f"^{sentence}$"):
+        dataclasses.replace(execution, **{field: value})
+
+
+def test_a_record_given_whole_leaves_nothing_else_to_say(tiny_model):
+    execution = dataclasses.replace(resolve_execution(tiny_model(), device="cpu"), decode="exact", fold=False)
+    assert tk.Trainer(tiny_model(), execution=execution).execution is execution
+    with pytest.raises(
+        ArgumentError, match=r"^The 'compile' parameter of Trainer must be left out beside 'execution'"
+    ):
+        tk.Trainer(tiny_model(), execution=execution, compile=False)
+    with pytest.raises(ArgumentError, match=r"^The 'execution' parameter of evaluate must be a record of"):
+        tk.evaluate(tiny_model(), None, execution="fp32")
 
 
 def test_precision_is_that_of_the_forward_pass(device):

@@ -1,4 +1,4 @@
-"""Where and how a model runs: device, precision and memory format, decided in one place.
+"""Where and how a model runs: device, precision, memory format, folding, compiling, threads.
 
 Everything here follows from facts that are known before the first batch, never from a timing,
 so that two runs on one machine take the same path.
@@ -7,55 +7,131 @@ so that two runs on one machine take the same path.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from transferkit.checks import check_choice
+from transferkit.checks import check_choice, check_int, require
 from transferkit.errors import ArgumentError
 
 M = TypeVar("M", bound=nn.Module)
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DECODINGS = ("fast", "exact")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Execution:
     """How a model runs, as a record that goes into ``config.json``.
 
+    ``resolve_execution`` makes one; derive others with ``dataclasses.replace``.
+
     Attributes:
         device: Such as ``"cpu"`` or ``"cuda:0"``.
-        precision: ``"fp32"``, or ``"bf16"`` for autocast to bfloat16.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to these.
         channels_last: Whether weights and images lie in memory with the channels last.
         reason: Why the precision was chosen, in a few words.
+        fold: Whether batch norm is folded into the convolution before it where a model does not train.
+        compile: Whether what does not train is compiled: ``True``, ``False``, or ``"auto"`` for
+            where the number of images makes up for the time that compiling takes.
+        threads: Threads of the CPU that one operation uses.
+        decode: ``"fast"``, or ``"exact"`` for the pixels of Pillow to the bit.
+
+    Raises:
+        ArgumentError: A field has a value that makes no sense.
+
+    >>> execution = resolve_execution(nn.Linear(2, 2), device="cpu")
+    >>> dataclasses.replace(execution, decode="exact").decode
+    'exact'
     """
 
     device: str
     precision: str
     channels_last: bool
-    reason: str
+    reason: str = "as asked"
+    fold: bool = True
+    compile: bool | str = "auto"
+    threads: int = 1
+    decode: str = "fast"
+
+    def __post_init__(self) -> None:
+        check_choice("Execution", "precision", self.precision, PRECISIONS[1:])
+        check_choice("Execution", "decode", self.decode, DECODINGS)
+        check_int("Execution", "threads", self.threads, 1)
+        valid = isinstance(self.compile, bool) or self.compile == "auto"
+        require(valid, "Execution", "compile", "True, False or 'auto'", self.compile)
+        for name in ("channels_last", "fold"):
+            require(
+                isinstance(getattr(self, name), bool), "Execution", name, "True or False", getattr(self, name)
+            )
 
     def __str__(self) -> str:
+        place = f"{self.device} ({self.threads} threads)" if self.device == "cpu" else self.device
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{self.device}, {self.precision} ({self.reason}), {layout}"
+        compiled = "compiled where it pays"
+        if isinstance(self.compile, bool):
+            compiled = "compiled" if self.compile else "not compiled"
+        folded = "batch norm folded" if self.fold else "batch norm as it is"
+        return (
+            f"{place}, {self.precision} ({self.reason}), {layout}; what is frozen: {folded}, {compiled}; "
+            f"{self.decode} decoding"
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type in which matrix products are computed."""
+        return _DTYPES[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of weights and images."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the forward pass runs."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        return torch.autocast(torch.device(self.device).type, dtype=self.dtype)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Use the record's threads, and on CUDA in ``"fp32"`` whole factors, for as long as it lasts."""
+        threads, switches = torch.get_num_threads(), _tf32_switches()
+        if self.device == "cpu" and threads != self.threads:
+            torch.set_num_threads(self.threads)
+        before = [switch.fp32_precision for switch in switches]
+        if self.precision == "fp32" and self.device != "cpu":
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                if switch.fp32_precision != value:
+                    switch.fp32_precision = value
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
     def place(self, model: M) -> M:
         """Move a model to the device and into the memory format, in place."""
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(self.device).to(memory_format=memory_format)
+        return model.to(self.device).to(memory_format=self.memory_format)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold."""
         return dataclasses.asdict(self)
+
+
+def _tf32_switches() -> list[Any]:
+    """Return what decides whether CUDA shortens the factors of float32 products to TF32."""
+    # torch's own annotations lack the second.
+    return [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")]  # noqa: B009
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -84,39 +160,119 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return resolved
 
 
-def _bf16_support(device: torch.device) -> tuple[bool, str]:
-    """Say whether the hardware itself computes in bfloat16, and by what."""
+def bf16_unit(device: torch.device) -> str | None:
+    """Return by what the hardware itself computes in bfloat16, or ``None`` if it does not."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        return major >= 8, f"compute capability {major}.{minor}"
+        return f"compute capability {major}.{minor}" if major >= 8 else None
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     for feature, shown in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         private = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}[feature]
-        probe = getattr(torch.cpu, private, bool)
-        if capabilities.get(feature, False) or probe():
-            return True, shown
-    return False, "this CPU has no bfloat16 arithmetic"
+        if capabilities.get(feature, False) or getattr(torch.cpu, private, bool)():
+            return shown
+    return None
+
+
+def _automatic_precision(device: torch.device) -> tuple[str, str]:
+    """Return the precision that fits the hardware, and why."""
+    unit = bf16_unit(device)
+    if unit is not None:
+        return "bf16", unit
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        # From Volta on, matrix units multiply float16; before it float16 gains nothing.
+        return ("fp16" if major >= 7 else "fp32"), f"compute capability {major}.{minor} has no bfloat16"
+    return "fp32", "this CPU has no bfloat16 arithmetic"
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """Return what keeps ``torch.compile`` from working here, or ``None``."""
+    if os.name == "nt":
+        return "compiling is not set up on Windows"
+    if device.type == "cuda":
+        import importlib.util
+
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    found = any(shutil.which(compiler.split()[0]) for compiler in compilers)
+    return None if found else "there is no C++ compiler"
+
+
+def available_threads() -> int:
+    """Return how many threads of the CPU this process may use at once.
+
+    torch counts the processors of the machine; the process may be confined to some of them.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), allowed))
 
 
 def resolve_execution(
-    model: nn.Module, *, device: str | torch.device = "auto", precision: str = "auto"
+    model: nn.Module,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    compile: bool | str = "auto",
+    decode: str = "fast",
 ) -> Execution:
     """Decide how a model runs.
 
     Args:
         model: The model; convolutions make the channels-last memory format pay.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …
-        precision: ``"auto"`` takes bfloat16 autocast where the hardware computes it,
-            ``"fp32"`` is exact, ``"bf16"`` is used wherever it is asked for.
+        precision: ``"auto"`` takes bfloat16 autocast where the hardware computes it, float16 on
+            CUDA devices that do not, and float32 elsewhere; ``"fp32"`` is exact; ``"bf16"`` and
+            ``"fp16"`` are used wherever they are asked for.
+        compile: Whether what does not train is compiled; ``"auto"`` leaves it to the work at hand.
+        decode: ``"fast"``: pixels within one grey level of Pillow's; ``"exact"``: Pillow's own.
 
-    >>> str(resolve_execution(nn.Linear(2, 2), device="cpu", precision="fp32"))
-    'cpu, fp32 (as asked), channels first'
+    Raises:
+        ArgumentError: An argument has a value that makes no sense.
+
+    >>> resolve_execution(nn.Linear(2, 2), device="cpu", precision="fp32").reason
+    'as asked'
     """
     check_choice("resolve_execution", "precision", precision, PRECISIONS)
+    check_choice("resolve_execution", "decode", decode, DECODINGS)
     resolved = resolve_device(device)
     reason = "as asked"
     if precision == "auto":
-        supported, reason = _bf16_support(resolved)
-        precision = "bf16" if supported else "fp32"
+        precision, reason = _automatic_precision(resolved)
+    obstacle = None if compile is False else why_not_compile(resolved)
+    if obstacle is not None:
+        require(compile == "auto", "resolve_execution", "compile", f"False, because {obstacle}", compile)
+        compile, reason = False, f"{reason}; {obstacle}"
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return Execution(str(resolved), precision, convolutional, reason)
+    return Execution(
+        str(resolved),
+        precision,
+        convolutional,
+        reason,
+        compile=compile,
+        threads=available_threads(),
+        decode=decode,
+    )
+
+
+def given_execution(
+    model: nn.Module,
+    execution: Execution | None,
+    *,
+    owner: str,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    compile: bool | str = "auto",
+) -> Execution:
+    """Return the execution that a user gave whole, or decide one from what else was given.
+
+    Raises:
+        ArgumentError: Both were given, or the device is not there.
+    """
+    if execution is None:
+        return resolve_execution(model, device=device, precision=precision, compile=compile)
+    valid = isinstance(execution, Execution)
+    require(valid, owner, "execution", "a record of resolve_execution(...), or None", execution)
+    for name, value in (("device", device), ("precision", precision), ("compile", compile)):
+        require(value == "auto", owner, name, "left out beside 'execution', which says it", value)
+    resolve_device(execution.device)
+    return execution

@@ -45,3 +45,18 @@ def test_a_model_whose_state_dict_has_a_version_keeps_its_architecture(name):
     best.consider(model, accuracy=0.5, loss=1.0)
     best.restore(model)
     assert model.layers[0].weight.shape == shape
+
+
+@pytest.mark.parametrize("better_phase", [0, 1])
+def test_all_weights_of_the_best_epoch_come_back_whatever_a_phase_trains(better_phase):
+    model, best = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)), BestWeights()
+    kept = {}
+    for phase, trains in enumerate((model[2], model, model)):
+        with torch.no_grad():
+            for value in trains.state_dict().values():
+                value.add_(1)
+        if best.consider(model, accuracy=0.9 if phase == better_phase else 0.5 - 0.1 * phase, loss=1.0):
+            kept = {name: value.clone() for name, value in model.state_dict().items()}
+    best.restore(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[name]), name

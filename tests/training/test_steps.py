@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import transferkit as tk
 from transferkit.errors import NonFiniteError
+from transferkit.training.optimizers import build_optimizer
 
 
 @pytest.fixture
@@ -53,17 +54,141 @@ def test_clipping_is_torchs(model, device):
         torch.testing.assert_close(mine, other)
 
 
-def test_a_loss_that_is_not_finite_updates_nothing(model):
-    before = copy.deepcopy(model.state_dict())
-    inputs, targets = batch_of(next(model.parameters()).device)
-    inputs = torch.full_like(inputs, torch.nan)
-    if inputs.device.type != "cpu":
-        pytest.skip("on an accelerator the loss is read at the end of the epoch")
+def weights_of(model):
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_unchanged(model, before):
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def spoil_gradient(model):
+    """Make a gradient NaN though the loss is finite."""
+    return model[1].weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+
+
+def test_a_loss_that_is_not_finite_updates_nothing():
+    model = nn.Linear(4, 3)
+    before, batch = weights_of(model), (torch.full((2, 4), torch.nan), torch.tensor([0, 1]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     message = r"^The loss is nan; lower the learning rate or look at the inputs\.$"
     with pytest.raises(NonFiniteError, match=message):
-        tk.train_step(model, (inputs, targets), torch.optim.SGD(model.parameters(), lr=0.1))
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+        tk.train_step(model, batch, optimizer)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_is_not_finite_updates_nothing(clip_norm):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    before, batch = weights_of(model), batch_of("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = spoil_gradient(model)
+    message = r"^The norm of the gradient is nan; lower the learning rate or look at the inputs\.$"
+    with pytest.raises(NonFiniteError, match=message):
+        tk.train_step(model, batch, optimizer, clip_norm=clip_norm)
+    assert_unchanged(model, before)
+    # Whoever goes on starts without what was wrong.
+    hook.remove()
+    tk.train_step(model, batch, optimizer, clip_norm=clip_norm)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+@pytest.mark.parametrize("good_steps", [0, 2])
+def test_without_reading_all_updates_from_the_first_failure_on_are_left_out(
+    model, device, optimizer, wrong, good_steps
+):
+    reference = copy.deepcopy(model)
+    batch = batch_of(device)
+    steps = [{"failed": torch.zeros((), device=device)}, {}]
+    optimizers = [
+        build_optimizer(tk.Phase(optimizer=optimizer), [{"params": list(each.parameters()), "lr": 0.01}])
+        for each in (model, reference)
+    ]
+    for _ in range(good_steps):
+        for each, own, options in zip((model, reference), optimizers, steps, strict=True):
+            tk.train_step(each, batch, own, **options)
+    failed = steps[0]["failed"]
+    assert not failed
+    if wrong == "loss":
+        tk.train_step(model, (torch.full_like(batch[0], torch.inf), batch[1]), optimizers[0], failed=failed)
+    else:
+        hook = spoil_gradient(model)
+        tk.train_step(model, batch, optimizers[0], failed=failed)
+        hook.remove()
+    assert failed
+    tk.train_step(model, batch, optimizers[0], failed=failed)
+    assert_unchanged(model, reference.state_dict())
+    # The optimizer is as it was before the failure, too.
+    failed.zero_()
+    for each, own, options in zip((model, reference), optimizers, steps, strict=True):
+        tk.train_step(each, batch, own, **options)
+    assert_unchanged(model, reference.state_dict())
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+@pytest.mark.parametrize("fused", [None, True])
+def test_scaling_the_loss_changes_no_update(model, device, clip_norm, fused):
+    reference = copy.deepcopy(model)
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    batch = batch_of(device)
+    losses = []
+    for each, own in ((model, scaler), (reference, None)):
+        optimizer = torch.optim.AdamW(each.parameters(), lr=0.01, fused=fused)
+        options = {"clip_norm": clip_norm, "scaler": own}
+        losses.append(
+            [
+                tk.train_step(each, batch, optimizer, update=update, **options).loss
+                for update in (False, True, True)
+            ]
+        )
+    torch.testing.assert_close(losses[0], losses[1])
+    for mine, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_a_scaler_leaves_out_what_overflows_and_scales_less(model, device, clip_norm):
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**127)
+    before = weights_of(model)
+    inputs, targets = batch_of(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tk.train_step(model, (inputs * 1e4, targets), optimizer, clip_norm=clip_norm, scaler=scaler)
+    assert_unchanged(model, before)
+    assert scaler.get_scale() == 2.0**126
+
+
+def test_a_scaler_leaves_out_all_updates_from_a_failure_on(model, device):
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    batch, failed = batch_of(device), torch.zeros((), device=device)
+    optimizer = build_optimizer(tk.Phase(), [{"params": list(model.parameters()), "lr": 0.01}])
+    before = weights_of(model)
+    tk.train_step(model, batch, optimizer, scaler=scaler, failed=failed)
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    before = weights_of(model)
+    for inputs in (torch.full_like(batch[0], torch.nan), batch[0]):
+        tk.train_step(model, (inputs, batch[1]), optimizer, scaler=scaler, failed=failed)
+    assert failed
+    assert_unchanged(model, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a CUDA device can be waited for")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_does_not_wait_for_the_device(scaled):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).cuda()
+    optimizer = build_optimizer(tk.Phase(), [{"params": list(model.parameters()), "lr": 0.01}])
+    batch, failed = batch_of("cuda"), torch.zeros((), device="cuda")
+    scaler = torch.amp.GradScaler("cuda") if scaled else None
+    options = {"clip_norm": 1.0, "failed": failed, "scaler": scaler}
+    tk.train_step(model, batch, optimizer, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tk.train_step(model, batch, optimizer, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_eval_step_gives_float32_logits_without_gradients(model, device):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,9 @@ from transferkit.training.steps import StepResult, train_step
 
 T = TypeVar("T")
 
+# A scaler halves its factor, 65536 at first, with each overflow; below this it is overflow alone.
+_SMALLEST_SCALE = 1e-4
+
 
 @dataclass(frozen=True)
 class PhaseTools:
@@ -38,6 +43,7 @@ class PhaseTools:
         scheduler: Stepped after each step of the optimizer.
         criterion: From logits and targets to the mean loss.
         execution: Device and precision.
+        scaler: Scales the loss where the precision is float16.
     """
 
     module: nn.Module
@@ -47,6 +53,7 @@ class PhaseTools:
     scheduler: LRScheduler
     criterion: Callable[[Tensor, Tensor], Tensor]
     execution: Execution
+    scaler: torch.amp.GradScaler | None = None
 
 
 def steps_of(source: BatchSource, phase: Phase) -> int:
@@ -96,29 +103,44 @@ def run_epoch(
         ``train_loss``, ``train_accuracy`` and ``images_per_second`` of the epoch.
 
     Raises:
-        NonFiniteError: A loss is NaN or infinite; the message names epoch, step and samples.
+        NonFiniteError: A loss or gradient is NaN or infinite; the message names phase, epoch, step
+            and samples. No update was made from that step on, though on an accelerator the epoch
+            is over before it is noticed.
     """
     for callback in callbacks:
         callback.epoch_start(epoch, tools.train.samples(), len(tools.train))
     started = time.perf_counter()
-    loss_sum = correct = torch.zeros((), device=tools.execution.device)
-    count = 0
-    tools.module.train()
     device = torch.device(tools.execution.device)
+    # Nothing of this is read before the epoch is over, because reading waits for an accelerator.
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    count = 0
+    watch = _Watch(device) if _reading_waits(device) and _is_fused(tools.optimizer) else None
+    tools.module.train()
+    first_seed = int(stream(seed, "step", epoch).integers(2**62))
     # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        generators = _generators(device)
         for update, batches in enumerate(_grouped(tools.train.epoch(epoch), phase.accumulate)):
-            torch.manual_seed(int(stream(seed, "step", epoch, update).integers(2**63)))
-            for result in _update(phase, tools, batches, f"epoch {epoch}, step {update + 1}"):
-                loss_sum = loss_sum + result.loss * result.count
-                correct = correct + result.correct
+            for generator in generators:
+                generator.manual_seed(first_seed + update)
+            for result in _update(phase, tools, batches, epoch, update, watch):
+                loss_sum.add_(result.loss, alpha=result.count)
+                correct.add_(result.correct)
                 count += result.count
                 for callback in callbacks:
                     callback.step_end(result)
             tools.scheduler.step()
+    if watch is not None:
+        watch.report(phase, epoch)
+    if tools.scaler is not None and tools.scaler.get_scale() < _SMALLEST_SCALE:
+        raise NonFiniteError(
+            f"The gradients overflow float16 in epoch {epoch}, however small the loss is scaled; "
+            "lower the learning rate, or train with precision='fp32'."
+        )
     mean_loss = float(loss_sum) / max(1, count)
-    if mean_loss != mean_loss:
-        raise NonFiniteError(f"The loss became NaN in epoch {epoch}; lower the learning rate.")
+    if not math.isfinite(mean_loss):
+        raise NonFiniteError(f"The loss became {mean_loss} in epoch {epoch}; lower the learning rate.")
     seconds = time.perf_counter() - started
     return {
         "train_loss": mean_loss,
@@ -127,7 +149,26 @@ def run_epoch(
     }
 
 
-def _update(phase: Phase, tools: PhaseTools, batches: list[Batch], where: str) -> Iterator[StepResult]:
+def _reading_waits(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """Return what random numbers come from; torch.manual_seed would prepare those of every device."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    return generators
+
+
+def _update(
+    phase: Phase, tools: PhaseTools, batches: list[Batch], epoch: int, update: int, watch: _Watch | None
+) -> Iterator[StepResult]:
     """Add up the gradients of some batches, each by its share of the images, and step once."""
     total = sum(len(batch.targets) for batch in batches)
     for number, batch in enumerate(batches):
@@ -141,10 +182,43 @@ def _update(phase: Phase, tools: PhaseTools, batches: list[Batch], where: str) -
                 clip_norm=phase.clip_norm,
                 weight=len(batch.targets) / total,
                 update=number == len(batches) - 1,
+                scaler=tools.scaler,
+                failed=None if watch is None else watch.failed,
             )
         except NonFiniteError as error:
-            samples = ", ".join(str(index) for index in batch.indices[:16])
-            raise NonFiniteError(f"{error} It was met in {where}, samples {samples}.") from None
+            raise NonFiniteError(f"{error} {_where(phase, epoch, update, batch.indices)}") from None
+    if watch is not None:
+        watch.after_update(batches)
+
+
+class _Watch:
+    """Notices on the device the first update that is left out because something is not finite.
+
+    It is read once an epoch. From that update on all are left out, so that nothing is lost by waiting.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.failed = torch.zeros((), device=device)
+        self._updates = torch.zeros((), device=device)
+        self._indices: list[npt.NDArray[np.int64]] = []
+
+    def after_update(self, batches: list[Batch]) -> None:
+        self._updates.add_(1 - self.failed)
+        self._indices.append(np.concatenate([batch.indices for batch in batches]))
+
+    def report(self, phase: Phase, epoch: int) -> None:
+        if self.failed:
+            update = int(self._updates)
+            raise NonFiniteError(
+                "The loss or a gradient is not finite; lower the learning rate or look at the inputs. "
+                + _where(phase, epoch, update, self._indices[update])
+            )
+
+
+def _where(phase: Phase, epoch: int, update: int, indices: npt.NDArray[np.int64]) -> str:
+    samples = ", ".join(str(index) for index in indices[:16])
+    where = f"the phase that trains {phase.to_dict()['train']!r}, epoch {epoch}, step {update + 1}"
+    return f"It was met in {where}, samples {samples}."
 
 
 def _grouped(batches: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.training.phases import Phase
@@ -60,7 +60,48 @@ def with_default_rates(phase: Phase, model: nn.Module, *, fitted_head: bool) -> 
 
 
 def build_optimizer(phase: Phase, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return torch's optimizer for a phase over groups as ``parameter_groups`` gives them."""
+    """Return torch's optimizer for a phase over groups as ``parameter_groups`` gives them.
+
+    It is fused where torch offers that: one pass over the memory instead of one for each operation.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = True if _can_fuse(parameters) else None
+    optimizer: torch.optim.Optimizer
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    return (torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam)(groups)
+        optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=fused)
+        if fused:
+            # Without these, a first update that is left out would leave momentum that nobody has set.
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    else:
+        kind = torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, fused=fused)
+    if fused:
+        optimizer.register_step_pre_hook(_lay_out_state)
+    return optimizer
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    """Whether all parameters are floating, without gaps in memory, and on one device with fused kernels."""
+    devices = {parameter.device for parameter in parameters}
+    return (
+        len(devices) == 1
+        and devices.pop().type in ("cpu", "cuda")
+        and all(each.is_floating_point() and _is_dense(each) for each in parameters)
+    )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    # Only a tensor whose elements fill its memory hands its strides on.
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _lay_out_state(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give state the memory order of its parameter, which loading it or a new memory format may have parted.
+
+    Fused kernels of the CPU go through memory in its own order, and would mix up elements unsaid.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.ndim and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,8 +42,13 @@ def train_step(
     clip_norm: float | None = None,
     weight: float = 1.0,
     update: bool = True,
+    scaler: torch.amp.GradScaler | None = None,
+    failed: Tensor | None = None,
 ) -> StepResult:
     """Go forward and backward through one batch and, unless told otherwise, update.
+
+    On the CPU a loss or gradient that is not finite is an error at once. On an accelerator looking
+    at it would wait for the device at every step, so that nothing is checked unless ``failed`` is given.
 
     Args:
         model: What trains; its mode (``model.train()``) is the caller's.
@@ -54,9 +60,14 @@ def train_step(
         weight: Factor on the loss before going backward: with accumulation, the batch's share
             of the images of one update.
         update: Whether the optimizer steps; ``False`` only adds to the gradients.
+        scaler: Scales the loss, which float16 needs; it leaves out an update whose gradients overflow.
+        failed: A float32 scalar on the device, 0 at first. It becomes 1 with the first loss or
+            gradient that is not finite; nothing is raised, and while it is 1 nothing is updated.
+            The optimizer has to be a fused one. With a scaler, which sees to the gradients, the
+            loss alone is looked at.
 
     Raises:
-        NonFiniteError: The loss is NaN or infinite; nothing was updated.
+        NonFiniteError: The loss or a gradient is NaN or infinite; nothing was updated.
 
     >>> model = nn.Linear(4, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -67,17 +78,49 @@ def train_step(
     with execution.autocast() if execution is not None else nullcontext():
         logits = logits_of(model(inputs))
     loss = criterion(logits.float(), targets)
-    # On an accelerator reading the loss would wait for the device at every step.
-    if loss.device.type == "cpu" and not torch.isfinite(loss):
-        raise NonFiniteError(f"The loss is {loss.item()}; lower the learning rate or look at the inputs.")
-    (loss * weight if weight != 1.0 else loss).backward()  # type: ignore[no-untyped-call]
+    _check_finite("loss", loss.detach(), failed)
+    total = loss if weight == 1.0 else loss * weight
+    if scaler is not None:
+        # Divided by 0 after a failure, so that the scaler leaves out the later updates too.
+        total = scaler.scale(total if failed is None else total / (1 - failed))
+    total.backward()  # type: ignore[no-untyped-call]
     if update:
-        if clip_norm is not None:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        try:
+            _step(optimizer, clip_norm, scaler, failed)
+        finally:
+            optimizer.zero_grad(set_to_none=True)
     return StepResult(loss.detach(), count_correct(logits.detach(), targets), len(targets))
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    scaler: torch.amp.GradScaler | None,
+    failed: Tensor | None,
+) -> None:
+    """Check and clip the gradients, then update."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if scaler is not None:
+        if clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        return
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    _check_finite("norm of the gradient", norm, failed)
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    # By this name torch's scaler too tells a fused optimizer to leave an update out.
+    optimizer.found_inf = failed  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def _check_finite(name: str, value: Tensor, failed: Tensor | None) -> None:
+    if failed is not None:
+        failed.logical_or_(~value.isfinite())
+    elif value.device.type == "cpu" and not math.isfinite(value.item()):
+        raise NonFiniteError(f"The {name} is {value.item()}; lower the learning rate or look at the inputs.")
 
 
 @torch.no_grad()

@@ -1,0 +1,259 @@
+"""The fastest form of a module that does not train: folded, in low precision, compiled where that pays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transferkit.runtime import Execution, bf16_unit
+
+# Operations from which folding saves more time than the second or so that tracing and copying take.
+_FOLDING_PAYS = 1e12
+# Seconds that compiling saves for each 10^12 floating-point operations, measured on ResNets, and
+# seconds that it takes: so many at least, and so many more for each layer with parameters.
+_SAVED = {"AMX": 0.6, "AVX512-BF16": 0.4, "fp32": 0.5, "cuda": 0.002}
+_BASE_SECONDS, _SECONDS_PER_LAYER = 8.0, 0.15
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a frozen module runs; it changes bits, so it is part of what names stored features.
+
+    Attributes:
+        precision: Of weights and images: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        folded: Whether batch norm is folded into the convolution before it.
+        compiled: Whether it is compiled.
+        batch_size: Images that go through at once.
+    """
+
+    precision: str
+    folded: bool
+    compiled: bool
+    batch_size: int
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything but the precision differs from the module itself."""
+        return self.folded or self.compiled
+
+    def __str__(self) -> str:
+        words = [
+            self.precision,
+            *(["folded"] if self.folded else []),
+            *(["compiled"] if self.compiled else []),
+        ]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a module does for one image.
+
+    Attributes:
+        operations: Floating-point operations, two for each multiplication with its addition.
+        shape: Shape of its output, without the batch.
+    """
+
+    operations: int
+    shape: tuple[int, ...]
+
+
+def work_of(module: nn.Module, size: int) -> Work:
+    """Count what a module does for an image of ``size`` pixels, without computing it.
+
+    >>> work_of(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), 2)
+    Work(operations=120, shape=(5,))
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        try:
+            shapes = {name: value.detach().to("meta") for name, value in state.items()}
+            output = torch.func.functional_call(
+                module, shapes, (torch.empty(1, 3, size, size, device="meta"),)
+            )
+        except (RuntimeError, NotImplementedError, TypeError):
+            # A module that makes tensors of its own mixes devices; it is asked with a real image.
+            like = next(iter(state.values()), torch.empty(0))
+            output = module(torch.zeros(1, 3, size, size, device=like.device))
+    return Work(counter.get_total_flops(), tuple(getattr(output, "logits", output).shape[1:]))
+
+
+def pays_to_compile(module: nn.Module, operations: int, execution: Execution) -> bool:
+    """Whether compiling saves more time than it takes.
+
+    Args:
+        module: What would be compiled.
+        operations: Floating-point operations for all images together.
+        execution: The device and precision decide what an operation costs.
+    """
+    device = torch.device(execution.device)
+    unit = bf16_unit(device) if execution.precision == "bf16" else None
+    kind = device.type if device.type != "cpu" else unit or "fp32"
+    layers = sum(1 for each in module.modules() if each._parameters)
+    seconds = _BASE_SECONDS + _SECONDS_PER_LAYER * layers
+    return operations / 1e12 * _SAVED.get(kind, 0.0) > seconds
+
+
+def choose_form(module: nn.Module, execution: Execution, *, operations: int, batch_size: int) -> Form:
+    """Decide the form of a frozen module from what is known before the first batch.
+
+    Args:
+        module: The module.
+        execution: What was decided for the run as a whole.
+        operations: Floating-point operations for all images together.
+        batch_size: Images that go through at once.
+    """
+    folds = execution.fold and operations > _FOLDING_PAYS
+    folds = folds and any(isinstance(each, _BatchNorm) for each in module.modules())
+    compiles = execution.compile
+    if compiles == "auto":
+        compiles = pays_to_compile(module, operations, execution)
+    return Form(execution.precision, folds, bool(compiles), batch_size)
+
+
+class FastForward:
+    """A module that does not train, in its fastest form; the module itself stays as it is.
+
+    Args:
+        module: It is on the execution's device, in inference mode, and keeps its weights from now on.
+        form: How it runs.
+        execution: Device and memory format.
+
+    Attributes:
+        notes: Sentences on what of the form could not be had, and why.
+
+    >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    >>> execution = Execution("cpu", "fp32", channels_last=True)
+    >>> forward = FastForward(module, Form("fp32", True, False, 2), execution)
+    >>> forward(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 144])
+    """
+
+    def __init__(self, module: nn.Module, form: Form, execution: Execution) -> None:
+        self.form = form
+        self.execution = execution
+        self.notes: list[str] = []
+        self._module = module
+        self._call: Callable[[Tensor], Any] = self._as_it_is
+        self._tried = True
+        if not form.changes:
+            return
+        plain = _folded(module, self.notes) if form.folded else copy.deepcopy(module)
+        plain = plain.eval().requires_grad_(False)
+        self._module = plain.to(execution.dtype).to(memory_format=execution.memory_format)
+        if form.compiled:
+            # With freezing, inductor takes the weights for constants and lays them out for the kernels.
+            options: dict[str, Any] = {"freezing": True}
+            compiled = torch.compile(self._module, dynamic=False, options=options)
+            self._call, self._tried = cast(Callable[[Tensor], Any], compiled), False
+
+    def _as_it_is(self, images: Tensor) -> Any:
+        with nullcontext() if self.form.changes else self.execution.autocast():
+            return self._module(images)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the module's output, of shape ``[N, ...]``.
+
+        Args:
+            images: Prepared images ``[N, 3, H, W]``, on the device, of any floating-point type; where
+                the form is compiled, at most ``batch_size`` of them.
+        """
+        images = images.to(self.execution.dtype, memory_format=self.execution.memory_format)
+        count = len(images)
+        if self.form.compiled and count < self.form.batch_size:
+            # One shape alone, so that it is compiled once.
+            filling = images.new_zeros((self.form.batch_size - count, *images.shape[1:]))
+            images = torch.cat([images, filling]).contiguous(memory_format=self.execution.memory_format)
+        output = self._first(images) if not self._tried else self._call(images)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits[:count]
+
+    def _first(self, images: Tensor) -> Any:
+        """Compile, or say why that failed and go on without."""
+        self._tried = True
+        try:
+            return self._call(images)
+        except Exception as error:  # compilers fail in many ways, and none of them is the user's
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.notes.append(f"compiling failed ({lines[0][:200]}), so it runs uncompiled")
+            self._call = self._as_it_is
+            return self._call(images)
+
+
+def _folded(module: nn.Module, notes: list[str]) -> nn.Module:
+    """Return a copy with each batch norm folded into the convolution before it."""
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        folded: nn.Module = fuse(copy.deepcopy(module).eval(), inplace=True)
+    except Exception as error:  # tracing runs the module's own code, which may raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        notes.append(f"batch norm could not be folded ({lines[0][:200]})")
+        return copy.deepcopy(module)
+    return folded
+
+
+@torch.no_grad()
+def why_not_fast(forward: FastForward, module: nn.Module, images: Tensor) -> str | None:
+    """Compare a fast form with the module itself on some images.
+
+    Args:
+        forward: The fast form.
+        module: The module, in inference mode.
+        images: Prepared images ``[N, 3, H, W]``, float32.
+
+    Returns:
+        ``None`` where they agree within the rounding of the precision; otherwise the reason.
+    """
+    try:
+        fast = forward(images).float()
+    except RuntimeError as error:
+        return f"its fast form failed ({str(error).strip().splitlines()[0][:200]})"
+    output = module(images)
+    exact = getattr(output, "logits", output).float()
+    if fast.shape != exact.shape:
+        return f"its fast form gives the shape {list(fast.shape)} instead of {list(exact.shape)}"
+    tolerance = 1e-4 if forward.form.precision == "fp32" else 0.1
+    difference = float((fast - exact).norm() / exact.norm().clamp_min(1e-12))
+    if not difference <= tolerance:
+        return f"its fast form differs by {difference:.1%}"
+    return None
+
+
+def fast_model(
+    model: nn.Module, size: int, images: int, batch_size: int, execution: Execution
+) -> FastForward:
+    """Return a whole model in the fastest form for a number of images.
+
+    Args:
+        model: In inference mode, on the execution's device.
+        size: Side of the images, in pixels.
+        images: How many will go through it.
+        batch_size: How many at once.
+        execution: How the run as a whole was decided to be executed.
+    """
+    plain = Form(execution.precision, False, False, batch_size)
+    # A single image is not worth the count of what it takes.
+    if images < batch_size and execution.compile != True:  # noqa: E712 ("auto" is truthy)
+        return FastForward(model, plain, execution)
+    operations = images * work_of(model, size).operations
+    form = choose_form(model, execution, operations=operations, batch_size=batch_size)
+    forward = FastForward(model, form, execution)
+    if form.changes:
+        like = next(model.parameters())
+        # Noise shows a form that went wrong as well as photos do.
+        noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(like.device)
+        if why_not_fast(forward, model, noise) is not None:
+            return FastForward(model, plain, execution)
+    return forward
