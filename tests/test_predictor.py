@@ -22,7 +22,8 @@ CLASSES = [f"class{number}" for number in range(7)]
 def predictor(device):
     model = tk.load_backbone("mini", weights=None)
     tk.replace_head(model, 7, classes=CLASSES)
-    return tk.Predictor(model, device=device, precision="fp32")
+    execution = tk.resolve_execution(model, device=device, precision="fp32", decode="exact")
+    return tk.Predictor(model, execution=execution)
 
 
 @pytest.fixture

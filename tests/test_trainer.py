@@ -65,7 +65,7 @@ def test_a_probe_on_stored_features_is_one_through_the_model(tiny_model, tiny_pa
     stored, whole = tiny_model(), tiny_model()
     first = tk.Trainer(stored, recipe="linear-probe", batch_size=8, device=device, **QUIET)
     rows = first.fit(part, val, epochs=4)
-    monkeypatch.setattr("transferkit.trainer.why_not_split", lambda *arguments: "the test forbids it")
+    monkeypatch.setattr("transferkit.features.stored.why_not_split", lambda *arguments: "the test forbids it")
     second = tk.Trainer(whole, recipe="linear-probe", batch_size=8, device=device, **QUIET)
     other = second.fit(part, val, epochs=4)
     torch.testing.assert_close(stored.fc.weight, whole.fc.weight, rtol=1e-4, atol=1e-5)

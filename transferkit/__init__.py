@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.errors import TransferkitError as TransferkitError
     from transferkit.evaluation.report import Report as Report
     from transferkit.evaluation.scoring import evaluate as evaluate
+    from transferkit.features.extract import Features as Features
+    from transferkit.features.extract import extract_features as extract_features
     from transferkit.freezing import freeze as freeze
     from transferkit.freezing import unfreeze as unfreeze
     from transferkit.heads import class_names as class_names
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.param_groups import parameter_groups as parameter_groups
     from transferkit.predictor import Predictor as Predictor
     from transferkit.runtime import Execution as Execution
+    from transferkit.runtime import resolve_execution as resolve_execution
     from transferkit.saved_model import load_model as load_model
     from transferkit.saved_model import save_model as save_model
     from transferkit.trainer import Trainer as Trainer
@@ -61,6 +64,7 @@ _HOMES = {
     "BackboneSpec": "transferkit.backbones.spec",
     "Callback": "transferkit.training.callbacks",
     "Execution": "transferkit.runtime",
+    "Features": "transferkit.features.extract",
     "History": "transferkit.training.history",
     "Part": "transferkit.datasets.base",
     "Phase": "transferkit.training.phases",
@@ -78,6 +82,7 @@ _HOMES = {
     "class_names": "transferkit.heads",
     "eval_step": "transferkit.training.steps",
     "evaluate": "transferkit.evaluation.scoring",
+    "extract_features": "transferkit.features.extract",
     "freeze": "transferkit.freezing",
     "list_augmentations": "transferkit.augmentations",
     "list_backbones": "transferkit.backbones.registry",
@@ -93,6 +98,7 @@ _HOMES = {
     "register_dataset": "transferkit.datasets.registry",
     "register_recipe": "transferkit.training.recipes",
     "replace_head": "transferkit.heads",
+    "resolve_execution": "transferkit.runtime",
     "run_epoch": "transferkit.training.loop",
     "run_phase": "transferkit.training.loop",
     "save_model": "transferkit.saved_model",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as nn_functional
 
 
 def shift_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
@@ -33,13 +33,15 @@ def shift_and_flip(images: Tensor, parameters: Tensor) -> Tensor:
     [1, 2, 3, 2]
     """
     count, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1)
     moves = parameters.to(images.device, torch.int64)
     across = torch.arange(width, device=images.device)
     across = torch.where(moves[:, 2:] > 0, width - 1 - across, across)
     rows = _mirror(moves[:, :1] + torch.arange(height, device=images.device), height)
     columns = _mirror(moves[:, 1:2] + across, width)
-    places = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, height * width)
-    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
+    rows = rows + height * torch.arange(count, device=images.device)[:, None]
+    places = (rows[:, :, None] * width + columns[:, None, :]).flatten()
+    return pixels.reshape(-1, channels).index_select(0, places).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def _mirror(positions: Tensor, size: int) -> Tensor:
@@ -111,13 +113,18 @@ def resized_crop_and_flip(images: Tensor, parameters: Tensor, size: int) -> Tens
     """
     if images.device.type != "cpu":
         return resample_boxes(images, parameters, size)
-    # On a CPU torchvision's kernel for one uint8 image is ten times faster than any batched form.
-    results = images.new_empty(len(images), images.shape[1], size, size)
-    for image, (top, left, height, width, flip), result in zip(
-        images, parameters.long().tolist(), results, strict=True
-    ):
-        crop = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
-        result.copy_(crop.flip(-1) if flip else crop)
+    # On a CPU torch's kernel for one uint8 image is ten times faster than any batched form, and
+    # twice as fast as that where the channels lie last in memory.
+    results = torch.empty(
+        (len(images), images.shape[1], size, size), dtype=torch.uint8, memory_format=torch.channels_last
+    )
+    pixels = images.permute(0, 2, 3, 1)
+    for number, (top, left, height, width, flip) in enumerate(parameters.long().tolist()):
+        crop = pixels[number : number + 1, top : top + height, left : left + width].contiguous()
+        resized = nn_functional.interpolate(
+            crop.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True
+        )
+        results[number] = (resized.flip(-1) if flip else resized)[0]
     return results
 
 

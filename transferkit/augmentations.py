@@ -42,12 +42,15 @@ class Augmentation:
         draw: ``draw(seed, epoch, indices)`` gives float32 parameters, shape ``[N, k]``.
         apply: ``apply(images, parameters)`` turns uint8 images ``[N, 3, stored.size,
             stored.size]`` into uint8 images ``[N, 3, size, size]`` of the model's size.
+        reduced: Whether ``stored`` is a copy to cut crops from, for which a JPEG that is at least
+            four times as large may be decoded at a reduced scale: faster, and a little blurred.
     """
 
     name: str
     stored: Preprocessing
     draw: Draw
     apply: Apply
+    reduced: bool = False
 
 
 AUGMENTATIONS: Registry[Callable[[Preprocessing], Augmentation]] = Registry("augmentation")
@@ -162,7 +165,7 @@ def _standard(preprocessing: Preprocessing) -> Augmentation:
     def apply(images: Tensor, parameters: Tensor) -> Tensor:
         return resized_crop_and_flip(images, parameters, preprocessing.size)
 
-    return Augmentation("standard", stored, draw, apply)
+    return Augmentation("standard", stored, draw, apply, reduced=True)
 
 
 @register_augmentation("strong")
@@ -189,10 +192,11 @@ def _strong(preprocessing: Preprocessing) -> Augmentation:
         return torch.from_numpy(np.column_stack(drawn))
 
     def apply(images: Tensor, parameters: Tensor) -> Tensor:
-        cropped = resized_crop_and_flip(images, parameters[:, :5], size)
+        # TrivialAugment takes a quarter less time where the channels lie first in memory.
+        cropped = resized_crop_and_flip(images, parameters[:, :5], size).contiguous()
         return erase(trivial_augment(cropped, parameters[:, 5:7]), parameters[:, 7:], fill)
 
-    return Augmentation("strong", stored, draw, apply)
+    return Augmentation("strong", stored, draw, apply, reduced=True)
 
 
 def per_sample(

@@ -20,10 +20,11 @@ from transferkit.checks import check_int, require
 from transferkit.datasets.scan import Scan
 from transferkit.errors import DataError
 from transferkit.heads import class_names
-from transferkit.loading.decode import decode
-from transferkit.runtime import resolve_execution
+from transferkit.inference import FastForward, fast_model
+from transferkit.loading.image_pixels import pixels_of
+from transferkit.loading.normalize import normalized
+from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import load_model
-from transferkit.training.steps import eval_step
 
 _EMPTY = "There is no image to predict: the list is empty."
 
@@ -37,7 +38,9 @@ class Predictor:
     Args:
         model: A model with a spec.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        compile: ``True``, ``False``, or ``"auto"`` for calls with so many images that it pays.
+        execution: How to run instead of the three before; see ``resolve_execution``.
         batch_size: Images that go through the model at once.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
 
@@ -57,6 +60,8 @@ class Predictor:
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        compile: bool | str = "auto",
+        execution: Execution | None = None,
         batch_size: int = 64,
         workers: int | None = None,
     ) -> None:
@@ -65,8 +70,11 @@ class Predictor:
         self.workers = (
             (os.cpu_count() or 1) if workers is None else check_int("Predictor", "workers", workers)
         )
-        self.execution = resolve_execution(model, device=device, precision=precision)
+        self.execution = given_execution(
+            model, execution, owner="Predictor", device=device, precision=precision, compile=compile
+        )
         self.model = self.execution.place(model).eval()
+        self._fast: FastForward | None = None
         self.classes = class_names(model)
 
     @classmethod
@@ -121,12 +129,25 @@ class Predictor:
         batches = [
             images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)
         ]
-        return torch.cat([self._forward(batch) for batch in batches])
+        with self.execution.arithmetic():
+            forward = self._forward_for(len(images))
+            return torch.cat(
+                [forward(self._prepared(batch)).float().softmax(dim=1).cpu() for batch in batches]
+            )
 
-    def _forward(self, images: Sequence[Any]) -> Tensor:
-        pixels = torch.stack(self._decode(images))
-        inputs = self.preprocessing.normalize(pixels.to(self.execution.device))
-        return eval_step(self.model, (inputs,), execution=self.execution).softmax(dim=1).cpu()
+    def _forward_for(self, images: int) -> FastForward:
+        """Return the model in the form that suits a number of images; one that took time to make is kept."""
+        if self._fast is not None and images >= self.batch_size:
+            return self._fast
+        forward = fast_model(self.model, self.preprocessing.size, images, self.batch_size, self.execution)
+        if forward.form.changes:
+            self._fast = forward
+        return forward
+
+    def _prepared(self, images: Sequence[Any]) -> Tensor:
+        pixels = torch.stack(self._decode(images)).to(self.execution.device)
+        form = self.execution
+        return normalized(pixels, self.preprocessing, dtype=form.dtype, channels_last=form.channels_last)
 
     def _decode(self, images: Sequence[Any]) -> list[Tensor]:
         # A PIL image may read its file only now, which two threads must not do at once.
@@ -138,7 +159,7 @@ class Predictor:
 
     def _decode_one(self, image: Any) -> Tensor:
         name = str(image) if isinstance(image, (str, os.PathLike)) else ""
-        return self.preprocessing.pixels(decode(image, name=name))
+        return pixels_of(image, self.preprocessing, name=name, decode=self.execution.decode)
 
 
 def ranked(probabilities: npt.ArrayLike, classes: Sequence[str], *, top_k: int) -> list[Prediction]:

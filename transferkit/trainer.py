@@ -18,21 +18,22 @@ from transferkit.checks import check_int, check_positive, require
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
-from transferkit.features.split import Split, head_features, split_at_head, why_not_split
 from transferkit.heads import head_module, head_out_features
-from transferkit.loading.batches import BatchSource, TensorBatches
 from transferkit.loading.sources import DatasetPart
 from transferkit.param_groups import parameter_groups
-from transferkit.runtime import resolve_execution
+from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import save_model, spec_to_dict
+from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback, ProgressBar
 from transferkit.training.data import TrainingData
 from transferkit.training.freeze_plan import apply_plan, norms_have_learned
 from transferkit.training.history import History
+from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
 from transferkit.training.loop import PhaseTools, run_phase, steps_of
 from transferkit.training.optimizers import build_optimizer, with_default_rates
-from transferkit.training.phases import Phase, share_epochs
+from transferkit.training.phase_batches import PhaseBatches, phase_batches, suffix_execution
+from transferkit.training.phases import Phase, epochs_of, share_epochs
 from transferkit.training.recipes import recipe_phases
 from transferkit.training.run_directory import RunDirectory, versions
 from transferkit.training.schedules import build_scheduler
@@ -52,10 +53,12 @@ class Trainer:
         augmentation: How training images vary while backbone parameters train: a registered
             name, an ``Augmentation``, or a callable from PIL image to PIL image. ``None``
             leaves it to the recipe.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; ``"auto"`` takes the largest power of two that fits.
         callbacks: Told of phases, epochs and steps.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
-        precision: ``"auto"`` (bfloat16 where the hardware computes it), ``"fp32"`` or ``"bf16"``.
+        precision: ``"auto"`` (bfloat16 where the hardware computes it), ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        compile: Whether what is frozen is compiled: ``True``, ``False``, or ``"auto"`` for where it pays.
+        execution: How to run instead of the three before; see ``resolve_execution``.
         seed: What the order of images, augmentation and dropout follow from.
         run_dir: A folder that does not exist or is empty; ``None`` writes no files.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
@@ -80,10 +83,12 @@ class Trainer:
         recipe: str | Phase | Sequence[Phase] = "lp-ft",
         lr: float | None = None,
         augmentation: AugmentationLike | None = None,
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         callbacks: Sequence[Callback] = (),
         device: str | torch.device = "auto",
         precision: str = "auto",
+        compile: bool | str = "auto",
+        execution: Execution | None = None,
         seed: int = 0,
         run_dir: str | os.PathLike[str] | None = None,
         workers: int | None = None,
@@ -97,14 +102,18 @@ class Trainer:
         self.model = model
         self.phases = _with_lr(recipe_phases(recipe), lr)
         self.recipe = recipe if isinstance(recipe, str) else "custom"
-        self.batch_size = check_int("Trainer", "batch_size", batch_size, 1)
+        if batch_size != "auto":
+            batch_size = check_int("Trainer", "batch_size", batch_size, 1)
+        self.batch_size = batch_size
         self.seed = check_int("Trainer", "seed", seed)
         require(self.seed < 2**63, "Trainer", "seed", "an int below 2**63", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
         valid = isinstance(callbacks, Iterable) and all(isinstance(each, Callback) for each in callbacks)
         require(valid, "Trainer", "callbacks", "a sequence of Callback objects", callbacks)
         self.callbacks = (*((ProgressBar(),) if progress else ()), *callbacks)
-        self.execution = resolve_execution(model, device=device, precision=precision)
+        self.execution = given_execution(
+            model, execution, owner="Trainer", device=device, precision=precision, compile=compile
+        )
         self.history = History()
         spec = find_spec(model)
         self._preprocessing = None if spec is None else spec.preprocessing
@@ -144,40 +153,87 @@ class Trainer:
         record: dict[str, Any] = {}
         if isinstance(train, Splits):
             train, val, record = train.train, train.val if val is None else val, train.record
-        phases = self.phases if epochs is None else share_epochs(self.phases, epochs)
         data = TrainingData(
             train,
             val,
             self._preprocessing,
-            device=self.execution.device,
-            batch_size=self.batch_size,
+            execution=self.execution,
             seed=self.seed,
             workers=self.workers,
         )
         self._check_classes(data)
         self.execution.place(self.model)
-        phases = tuple(
-            with_default_rates(phase, self.model, fitted_head=number > 0)
-            for number, phase in enumerate(phases)
-        )
-        if not norms_have_learned(self.model):
-            phases = tuple(dataclasses.replace(phase, freeze_batch_norm=False) for phase in phases)
-        if self._run_directory is not None:
-            self._run_directory.write_config(self._config(phases, data, record))
-        self.history = History()
-        best = BestWeights()
-        for number, phase in enumerate(phases):
-            self._run_phase(number, phase, phases, data, best)
+        with self.execution.arithmetic():
+            phases = self._resolve_phases(data, epochs)
+            data.batch_size = self._resolve_batch_size(phases, data)
+            # Pixels are kept where a later phase goes through the images again.
+            data.keep = any(not phase.head_only for phase in phases)
+            config = self._config(phases, data, record)
+            self.history = History()
+            best = BestWeights()
+            for number in range(len(phases)):
+                self._run_phase(number, phases, data, best, config)
         self._describe(data)
         self.model.eval()
         if self._run_directory is not None:
             save_model(self.model, self._run_directory.path / "model")
         return self.history
 
+    def _resolve_phases(self, data: TrainingData, epochs: int | None) -> tuple[Phase, ...]:
+        """Fill in what the phases leave open: solver, share of the epochs, learning rates, batch norm."""
+        unsolved = why_not_solved(self.model, data)
+        phases = tuple(
+            dataclasses.replace(phase, solver="sgd") if phase.solver != "sgd" and unsolved else phase
+            for phase in self.phases
+        )
+        if epochs is not None:
+            phases = share_epochs(phases, epochs)
+        phases = tuple(
+            with_default_rates(phase, self.model, fitted_head=number > 0)
+            for number, phase in enumerate(phases)
+        )
+        if not norms_have_learned(self.model):
+            phases = tuple(dataclasses.replace(phase, freeze_batch_norm=False) for phase in phases)
+        return phases
+
+    def _resolve_batch_size(self, phases: Sequence[Phase], data: TrainingData) -> int:
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        if self._preprocessing is None or data.train_part is None:
+            raise ArgumentError(
+                "The 'batch_size' parameter of Trainer must be an int where the data is ready for the model. "
+                "Got 'auto' instead."
+            )
+        largest = next((phase for phase in phases if phase.train == "all"), phases[-1])
+        apply_plan(self.model, largest)
+        size = self._preprocessing.size
+        return largest_batch_size(self.model, (3, size, size), self.execution, images=len(data.train_part))
+
     def _run_phase(
-        self, number: int, phase: Phase, phases: Sequence[Phase], data: TrainingData, best: BestWeights
+        self,
+        number: int,
+        phases: Sequence[Phase],
+        data: TrainingData,
+        best: BestWeights,
+        config: dict[str, Any],
     ) -> None:
-        tools, note = self._prepare(phase, data)
+        """Freeze what the phase freezes, then build what it trains with, then train: in this order."""
+        phase = phases[number]
+        apply_plan(self.model, phase)
+        batches = phase_batches(self.model, phase, data, self.execution, self._augmentation_of(phase, data))
+        solved = phase.solver == "lbfgs"
+        reason = why_not_linear(self.model, batches) if solved else None
+        if reason is not None:
+            solved = False
+            batches = dataclasses.replace(batches, how=f"{batches.how}; by steps, because {reason}")
+        tools = self._tools(phase, batches, data)
+        groups = tools.optimizer.param_groups
+        trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
+        by = "L-BFGS" if solved else f"{phase.optimizer}, lr {phase.lr:g}, batches of {data.batch_size}"
+        note = f"train {phase.train} ({trainable:,} parameters, {by}) {batches.how}"
+        config["decisions"].append(note)
+        if self._run_directory is not None:
+            self._run_directory.write_config(config)
         for callback in self.callbacks:
             callback.phase_start(number, phase, note)
 
@@ -185,8 +241,7 @@ class Trainer:
             better = False
             if row["val_loss"] is not None:
                 better = best.consider(self.model, accuracy=row["val_accuracy"], loss=row["val_loss"])
-            row |= {"phase": number, "train": str(phase.train), "best": better}
-            row["epochs"] = sum(each.epochs for each in phases)
+            row |= {"phase": number, "train": str(phase.train), "best": better, "epochs": epochs_of(phases)}
             self.history.append(row)
             if self._run_directory is not None:
                 self._run_directory.append_history(row)
@@ -194,20 +249,22 @@ class Trainer:
                 callback.epoch_end(row)
             return better
 
-        run_phase(
-            phase,
-            tools,
-            first_epoch=1 + sum(each.epochs for each in phases[:number]),
-            seed=self.seed,
-            callbacks=self.callbacks,
-            finish_epoch=finish_epoch,
-        )
+        if solved:
+            row = {"epoch": epochs_of(phases[:number])}
+            finish_epoch(row | fit_head(self.model, batches, data, phase, seed=self.seed))
+        else:
+            with tools.execution.arithmetic():
+                run_phase(
+                    phase,
+                    tools,
+                    first_epoch=1 + epochs_of(phases[:number]),
+                    seed=self.seed,
+                    callbacks=self.callbacks,
+                    finish_epoch=finish_epoch,
+                )
         best.restore(self.model)
 
-    def _prepare(self, phase: Phase, data: TrainingData) -> tuple[PhaseTools, str]:
-        """Freeze what the phase freezes, then build what it trains with: in this order."""
-        apply_plan(self.model, phase)
-        module, train, val, how = self._sources(phase, data)
+    def _tools(self, phase: Phase, batches: PhaseBatches, data: TrainingData) -> PhaseTools:
         assert phase.lr is not None  # with_default_rates has set it
         groups = parameter_groups(
             self.model,
@@ -227,44 +284,27 @@ class Trainer:
                 phase.class_weights, data.train_part.targets, len(data.train_part.classes)
             )
         criterion = CrossEntropy(phase.label_smoothing, weights).to(self.execution.device)
-        scheduler = build_scheduler(optimizer, phase, steps_of(train, phase))
-        trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
-        note = f"train {phase.train} ({trainable:,} parameters, {phase.optimizer}, lr {phase.lr:g}) {how}"
-        return PhaseTools(module, train, val, optimizer, scheduler, criterion, self.execution), note
-
-    def _sources(
-        self, phase: Phase, data: TrainingData
-    ) -> tuple[nn.Module, BatchSource, BatchSource | None, str]:
-        """Return what takes the batches, where they come from, and how in a few words."""
-        val = data.validation_batches()
-        if phase.head_only and data.train_part is not None and data.train_part.fixed:
-            split = split_at_head(self.model)
-            plain = data.plain_batches()
-            reason = why_not_split(split, next(iter(plain.epoch(0))), self.execution)
-            if reason is None:
-                train_features = self._stored(split, plain, shuffle=True)
-                val_features = None if val is None else self._stored(split, val, shuffle=False)
-                return split.suffix, train_features, val_features, "on features that are computed once"
-        else:
-            reason = "backbone parameters train" if not phase.head_only else "the images may vary"
-        augmentation = None
-        if not phase.head_only:
-            augmentation = self._augmentation
-            if augmentation is None and phase.augmentation is not None and data.train_part is not None:
-                augmentation = self._resolve_augmentation(phase.augmentation)
-        how = f"on images, {augmentation.name if augmentation else 'plain'}: {reason}"
-        return self.model, data.training_batches(augmentation), val, how
-
-    def _stored(self, split: Split, source: BatchSource, *, shuffle: bool) -> TensorBatches:
-        inputs, targets = head_features(split, source, self.execution)
-        return TensorBatches(
-            inputs,
-            targets.numpy(),
-            device=self.execution.device,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
+        scheduler = build_scheduler(optimizer, phase, steps_of(batches.train, phase))
+        execution = suffix_execution(batches, self.execution, data.batch_size)
+        kind = torch.device(execution.device).type
+        scaler = torch.amp.GradScaler(kind) if execution.precision == "fp16" else None
+        return PhaseTools(
+            batches.module, batches.train, batches.val, optimizer, scheduler, criterion, execution, scaler
         )
+
+    def _augmentation_of(self, phase: Phase, data: TrainingData) -> Augmentation | None:
+        """Return how the images of a phase vary, or ``None`` where they are plain."""
+        if data.train_part is None or (phase.head_only and phase.views == 1):
+            return None
+        if self._augmentation is not None:
+            chosen = self._augmentation
+        elif phase.augmentation is not None:
+            chosen = self._resolve_augmentation(phase.augmentation)
+        elif phase.views > 1:
+            chosen = self._resolve_augmentation("light")
+        else:
+            return None
+        return None if chosen.name == "none" else chosen
 
     def _resolve_augmentation(self, value: AugmentationLike) -> Augmentation:
         if isinstance(value, Augmentation):
@@ -324,10 +364,11 @@ class Trainer:
             "recipe": self.recipe,
             "phases": [phase.to_dict() for phase in phases],
             "augmentation": None if self._augmentation is None else self._augmentation.name,
-            "batch_size": self.batch_size,
+            "batch_size": data.batch_size,
             "seed": self.seed,
             "workers": self.workers,
             "execution": self.execution.to_dict(),
+            "decisions": [],
             "model": None if spec is None else spec_to_dict(spec),
             "data": record,
             "parts": {

@@ -66,14 +66,49 @@ def test_batches_are_the_same_for_any_number_of_workers(part, workers, device):
         assert torch.equal(first.targets, second.targets)
 
 
-def test_images_are_what_the_preprocessing_gives_one_by_one(part, device):
-    pixels = Pixels(part, PREPROCESSING)
+@pytest.mark.parametrize("decode", ["fast", "exact"])
+def test_images_are_what_the_preprocessing_gives_one_by_one(part, decode, device):
+    pixels = Pixels(part, PREPROCESSING, decode=decode)
     source = ImageBatches(pixels, part.targets, PREPROCESSING, device=device, batch_size=8)
+    grey_level = 1.0001 / 255 / min(PREPROCESSING.std)
+    tolerance = grey_level if decode == "fast" else 0 if device.type == "cpu" else 1e-6
     for batch in source.epoch(0):
         for row, index, target in zip(batch.inputs, batch.indices, batch.targets, strict=True):
             image, label = part[int(index)]
-            torch.testing.assert_close(row.cpu(), PREPROCESSING(image), atol=1e-6, rtol=0)
+            torch.testing.assert_close(row.cpu(), PREPROCESSING(image), atol=tolerance, rtol=0)
             assert int(target) == label
+
+
+@pytest.mark.parametrize("name", [None, "light", "standard", "strong"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_other_types_are_the_float32_images_rounded(part, name, channels_last, device):
+    chosen = None if name is None else augmentation(name, PREPROCESSING)
+    pixels = Pixels(part, PREPROCESSING if chosen is None else chosen.stored)
+
+    def images(**options):
+        source = ImageBatches(pixels, part.targets, PREPROCESSING, device=device, batch_size=8,
+                              augmentation=chosen, **options)  # fmt: skip
+        return [batch.inputs for batch in source.epoch(1)]
+
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    plain = images()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for batch, expected in zip(images(dtype=dtype, channels_last=channels_last), plain, strict=True):
+            assert batch.is_contiguous(memory_format=memory_format)
+            assert torch.equal(batch, expected.to(dtype))
+
+
+def test_a_visit_sees_the_images_asked_for_as_in_an_epoch(part, device):
+    chosen = augmentation("light", PREPROCESSING)
+    source = ImageBatches(Pixels(part, chosen.stored), part.targets, PREPROCESSING, device=device,
+                          batch_size=8, augmentation=chosen)  # fmt: skip
+    inputs = torch.cat([batch.inputs for batch in source.epoch(3)])
+    positions = np.array([20, 3, 3, 0, 7, 8, 9, 10, 11, 12])
+    batches = list(source.visit(positions, 3))
+    assert [len(batch.inputs) for batch in batches] == [8, 2]
+    assert np.concatenate([batch.indices for batch in batches]).tolist() == positions.tolist()
+    assert torch.equal(torch.cat([batch.inputs for batch in batches]), inputs[positions])
+    assert torch.cat([batch.targets for batch in batches]).tolist() == part.targets[positions].tolist()
 
 
 def test_a_users_loader_is_taken_as_it_is(device):

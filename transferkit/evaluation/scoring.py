@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transferkit.backbones.spec import find_spec
+from transferkit.backbones.spec import find_spec, spec_of
 from transferkit.checks import check_int
 from transferkit.datasets.base import Part, Splits
 from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
+from transferkit.features.split import NoSplit, split_model
+from transferkit.features.stored import BATCH_SIZE, FrozenPrefix, Unfit
 from transferkit.heads import class_names
+from transferkit.inference import fast_model
 from transferkit.loading.batches import BatchSource
-from transferkit.loading.sources import DatasetPart, batches_of, part_of, warn_if_ready
+from transferkit.loading.row_batches import RowBatches
+from transferkit.loading.sources import DatasetPart, batches_of, image_batches, part_of, warn_if_ready
 from transferkit.modes import modes_kept
-from transferkit.runtime import Execution, resolve_execution
+from transferkit.runtime import Execution, given_execution
 from transferkit.training.steps import eval_step
 
 
@@ -33,6 +37,41 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
     if not rows:
         raise DataError("There is nothing to evaluate: the data gave no batch.")
     return torch.cat([row[0] for row in rows]).cpu(), torch.cat([row[1] for row in rows]).cpu()
+
+
+@torch.no_grad()
+def part_logits(
+    model: nn.Module, part: Part, execution: Execution, *, batch_size: int, workers: int | None
+) -> Tensor:
+    """Run a model with a spec over the images of a part, what is frozen through the cache.
+
+    Returns:
+        Logits, float32 ``[N, C]``, on the CPU. The model is left in the mode in which it was.
+    """
+    if not len(part):
+        raise DataError("There is nothing to evaluate: the data gave no batch.")
+    spec = spec_of(model)
+    try:
+        if not part.fixed:
+            raise NoSplit("the images may vary")
+        split = split_model(model)
+        prefix = FrozenPrefix(split, spec.preprocessing, execution, images=len(part), name=spec.name)
+        if prefix.why_not() is not None:
+            raise NoSplit(str(prefix.why_not()))
+        source = image_batches(
+            part, spec.preprocessing, execution, batch_size=BATCH_SIZE, workers=workers, keep=False
+        )
+        features = prefix.rows(part, source)
+        rows = RowBatches(features, part.targets, device=execution.device, batch_size=batch_size)
+        return collect_logits(split.suffix, rows, execution)[0]
+    except (NoSplit, Unfit):
+        pass
+    source = image_batches(
+        part, spec.preprocessing, execution, batch_size=batch_size, workers=workers, keep=False
+    )
+    with modes_kept(model):
+        forward = fast_model(model.eval(), spec.preprocessing.size, len(part), batch_size, execution)
+        return torch.cat([forward(batch.inputs).float().cpu() for batch in source.epoch(0)])
 
 
 def in_the_models_order(model: nn.Module, part: Part) -> Part:
@@ -56,6 +95,8 @@ def evaluate(
     batch_size: int = 64,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    compile: bool | str = "auto",
+    execution: Execution | None = None,
     workers: int | None = None,
 ) -> Report:
     """Score a classifier on data, each sample exactly once.
@@ -67,7 +108,9 @@ def evaluate(
             part, a map-style data set of (image, class index), or a ``DataLoader``.
         batch_size: Images in a batch; it changes the speed and nothing else.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        compile: ``True``, ``False``, or ``"auto"`` for where it pays.
+        execution: How to run instead of the three before; see ``resolve_execution``.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
 
     Raises:
@@ -88,21 +131,22 @@ def evaluate(
                 "The splits have neither a test nor a validation part; pass the part to evaluate."
             )
         data = chosen
-    execution = resolve_execution(model, device=device, precision=precision)
+    execution = given_execution(
+        model, execution, owner="evaluate", device=device, precision=precision, compile=compile
+    )
     execution.place(model)
     spec = find_spec(model)
     preprocessing = None if spec is None else spec.preprocessing
     part = part_of(data) if hasattr(data, "__getitem__") else None
     warn_if_ready(data, part, preprocessing)
-    source = batches_of(
-        data if part is None else part,
-        preprocessing,
-        device=execution.device,
-        batch_size=batch_size,
-        workers=workers,
-    )
     matched = None if part is None else in_the_models_order(model, part)
-    logits, targets = collect_logits(model, source, execution)
+    with execution.arithmetic():
+        if part is not None and spec is not None:
+            logits = part_logits(model, part, execution, batch_size=batch_size, workers=workers)
+            targets = torch.from_numpy(part.targets)
+        else:
+            source = batches_of(data, preprocessing, device=execution.device, batch_size=batch_size)
+            logits, targets = collect_logits(model, source, execution)
     classes, outputs = class_names(model), logits.shape[1]
     if matched is not None:
         targets, classes = torch.from_numpy(matched.targets), matched.classes

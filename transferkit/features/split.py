@@ -1,9 +1,7 @@
-"""Cut a model before what trains, so that what is frozen is computed once."""
+"""Cut a model into its largest frozen prefix and the suffix that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,118 +10,187 @@ from torch import Tensor, nn
 
 from transferkit.backbones.spec import unwrapped
 from transferkit.classification import logits_of
-from transferkit.heads import find_head
-from transferkit.loading.batches import Batch, BatchSource
-from transferkit.modes import modes_kept
+from transferkit.errors import SelectorError
+from transferkit.features.frozen_graph import Untraceable, acts_differently, is_frozen, mode_of
+from transferkit.features.graph_cut import cut_graph, may_write
+from transferkit.heads import find_head, head_module
+from transferkit.module_tree import can_train, find_module, has_parameters, named_children, plain_name
 from transferkit.runtime import Execution
+
+
+class NoSplit(Exception):
+    """A model cannot be cut; the text says why, in a few words. It never reaches users."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A model cut in two.
+    """A model cut in two; both parts share its modules.
 
     Attributes:
-        model: The whole model; everything before the suffix is frozen.
-        suffix: What trains: the head, with the parameterless layers that lead to it.
-        entry: The first module of the suffix; what it is given are the features.
+        model: The whole model, without wrappers.
+        prefix: From images to features, one tensor ``[N, ...]``. All of it is frozen, and it
+            gives the same in training and in inference mode.
+        suffix: From features to what the model returns, or to the field ``logits`` of that. Its
+            ``train`` and ``eval`` act as the model's.
+        where: Where the cut is, such as ``"before 'fc'"``.
     """
 
     model: nn.Module
+    prefix: nn.Module
     suffix: nn.Module
-    entry: nn.Module
+    where: str
 
 
-def split_at_head(model: nn.Module) -> Split:
-    """Cut a model before its head, and before the dropout in front of it.
+def split_model(model: nn.Module) -> Split:
+    """Cut a model at the last tensor that is frozen and on every path from the images to what trains.
 
-    Where the head stands in an ``nn.Sequential``, such as VGG's classifier, the layers
-    between the last one with parameters and the head belong to the suffix.
+    What counts as frozen follows from which parameters require gradients now, and from which
+    modules ``freeze`` holds in inference mode. The model is not run. The graph of its forward
+    is traced where frozen and trainable modules mix, so that what Python decides there, apart
+    from the mode, is decided once: ``why_not_split`` compares the result with the model.
+
+    Args:
+        model: Any module, compiled or not, on the device where it stays. Where its forward cannot
+            be traced and its head alone trains, the cut is before the head.
+
+    Raises:
+        NoSplit: Nothing trains, nothing is frozen before it, or the cut cannot be found.
+
+    >>> from transferkit.freezing import freeze
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2))
+    >>> split_model(freeze(net)).where
+    "before '3'"
     """
-    plain = unwrapped(model)
-    path = find_head(plain)
-    head = plain.get_submodule(path)
-    parent = plain.get_submodule(path.rpartition(".")[0])
-    if not isinstance(parent, nn.Sequential):
-        return Split(plain, head, head)
-    layers = list(parent.children())
-    start = position = next(number for number, layer in enumerate(layers) if layer is head)
-    while start > 0 and next(layers[start - 1].parameters(), None) is None:
-        start -= 1
-    return Split(plain, nn.Sequential(*layers[start : position + 1]), layers[start])
-
-
-@contextmanager
-def _captured(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a module is given, for as long as the context lasts."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # Some suffixes begin with an activation that works in place.
-        seen.append(inputs[0].detach().clone())
-
-    handle = module.register_forward_pre_hook(keep)
+    root = unwrapped(model)
+    trains = {each.requires_grad for each in root.parameters() if can_train(each)}
+    if True not in trains:
+        raise NoSplit("nothing trains")
+    if False not in trains:
+        raise NoSplit("nothing is frozen")
+    if acts_differently(root):
+        raise NoSplit(f"{type(root).__name__} has hooks, or a train method of its own")
     try:
-        yield seen
-    finally:
-        handle.remove()
+        cut = cut_graph(root)
+    except Untraceable as error:
+        return _split_at_head(root, error)
+    if cut is None:
+        raise NoSplit("nothing is frozen before what trains")
+    return Split(root, *cut)
 
 
 @torch.no_grad()
-def why_not_split(split: Split, batch: Batch, execution: Execution) -> str | None:
+def why_not_split(split: Split, inputs: Tensor, execution: Execution) -> str | None:
     """Compare the cut model with the whole one on a batch.
 
+    Modes, buffers and random state are left as they were.
+
+    Args:
+        split: What ``split_model`` gave.
+        inputs: Some images, on the device of the model, ``[N, 3, H, W]``; a few are enough.
+        execution: How the model runs.
+
     Returns:
-        ``None`` where features and suffix give what the model gives, in train mode too;
-        otherwise the reason why the model must run whole.
+        ``None`` where features and suffix give what the model gives; otherwise the reason why
+        the model must run whole.
     """
-    model, suffix = split.model, split.suffix
-    inside = set(suffix.modules())
-    outside = [module for module in model.modules() if module not in inside]
-    if any(own.requires_grad for module in outside for own in module._parameters.values() if own is not None):
-        return "something that trains is used before the head too"
+    model, prefix, suffix = parts = split.model, split.prefix, split.suffix
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = [batch.inputs.device] if batch.inputs.is_cuda else []
+    devices = [inputs.device] if inputs.is_cuda else []
     try:
-        with (
-            modes_kept(model),
-            torch.random.fork_rng(devices=devices),
-            _captured(split.entry) as seen,
-            execution.autocast(),
-        ):
-            model.train()
-            model(batch.inputs)
-            model.eval()
-            first = logits_of(model(batch.inputs))
-            if len(seen) != 2:
-                return "the head does not run exactly once in a forward pass"
-            if not torch.equal(seen[0], seen[1]):
-                return "what stands before the head differs between training and use"
-            again = suffix(seen[1])
+        with torch.random.fork_rng(devices=devices), mode_of(*parts, training=False), execution.autocast():
+            expected = logits_of(model(inputs))
+            try:
+                with torch.enable_grad():
+                    features = prefix(inputs)
+                with mode_of(prefix, training=True):
+                    in_training = prefix(inputs)
+                logits = logits_of(suffix(features))
+                alone = prefix(inputs[:1])
+                logits_alone = logits_of(suffix(alone))
+            except Exception as error:
+                # A graph can fail in any way where the model itself, which has just run, does not.
+                first_line = next(iter(str(error).splitlines()), type(error).__name__)
+                return first_line if isinstance(error, NoSplit) else f"the cut model fails ({first_line})"
     finally:
         for buffer, before in buffers:
             buffer.copy_(before)
-    # Anything but rounding between the two paths means that something follows the head.
-    tolerance = 1e-5 if execution.precision == "fp32" else 2e-2
-    scale = first.float().abs().max().clamp_min(1e-6)
-    if again.shape != first.shape or (again.float() - first.float()).abs().max() > tolerance * scale:
-        return "the head is not the model's last operation"
+    if not isinstance(features, Tensor) or features.shape[:1] != inputs.shape[:1]:
+        return "what stands before the cut is not one tensor with a row for each image"
+    if features.requires_grad:
+        return "something that trains is used before the cut too"
+    if not torch.equal(features, in_training):
+        return "what stands before the cut differs between training and use"
+    if not _agree(logits, expected, 1e-5 if execution.precision == "fp32" else 2e-2):
+        return "the model does more after the cut than what trains"
+    # Other sizes of batches round otherwise, in TF32 above all; what is looked for is larger.
+    if not (_agree(alone, features[:1], 0.1) and _agree(logits_alone, expected[:1], 0.1)):
+        return "an image's features depend on the batch that it is in"
     return None
 
 
-@torch.no_grad()
-def head_features(split: Split, source: BatchSource, execution: Execution) -> tuple[Tensor, Tensor]:
-    """Run the frozen part over a source once.
+def _agree(values: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether tensors differ by rounding only, against the largest value."""
+    if values.shape != expected.shape:
+        return False
+    scale = expected.float().abs().amax().clamp_min(1e-6)
+    return bool((values.float() - expected.float()).abs().amax() <= tolerance * scale)
 
-    Returns:
-        What the suffix is given, float32 ``[N, ...]``, in the order of the source's epoch 0, and
-        the targets ``[N]``, both on the CPU.
-    """
-    inputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    with modes_kept(split.model), _captured(split.entry) as seen, execution.autocast():
-        split.model.eval()
-        for batch in source.epoch(0):
-            split.model(batch.inputs)
-            inputs.append(seen.pop().float().cpu())
-            targets.append(batch.targets.cpu())
-    return torch.cat(inputs), torch.cat(targets)
+
+class _HeadInput(nn.Module):
+    """Runs a model and gives what one of its modules is given."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        super().__init__()
+        self.model = model
+        self.path = path
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen: list[Any] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Some suffixes begin with an activation that works in place.
+            seen.extend(each.clone() for each in (*args, *kwargs.values()))
+
+        entry = find_module(self.model, self.path)
+        assert entry is not None
+        handle = entry.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self.model(images)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise NoSplit("the head does not run exactly once, on one tensor")
+        features: Tensor = seen[0]
+        return features
+
+
+class _Copy(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.clone()
+
+
+def _split_at_head(model: nn.Module, error: Untraceable) -> Split:
+    """Cut before the head, and before the dropout in front of it in an ``nn.Sequential``."""
+    try:
+        path = find_head(model)
+    except SelectorError:
+        raise NoSplit(str(error)) from error
+    parent_path, _, name = path.rpartition(".")
+    head, parent = head_module(model), find_module(model, parent_path)
+    if any(each.requires_grad for each in set(model.parameters()) - set(head.parameters())):
+        raise NoSplit(f"{error}, and more than the head trains") from error
+    layers = [(name, head)]
+    if isinstance(parent, nn.Sequential):
+        siblings = list(named_children(parent))
+        end = start = [sibling for sibling, _ in siblings].index(name)
+        while start > 0 and not has_parameters(siblings[start - 1][1]):
+            start -= 1
+        while start < end and is_frozen(siblings[start][1]):
+            start += 1
+        layers = siblings[start : end + 1]
+    entry = f"{parent_path}.{layers[0][0]}".removeprefix(".")
+    modules = [module for _, module in layers]
+    copy = [_Copy()] if any(map(may_write, modules)) else []
+    suffix = nn.Sequential(*copy, *modules)
+    suffix.training = model.training
+    return Split(model, _HeadInput(model, entry), suffix, f"before {plain_name(entry)!r}")

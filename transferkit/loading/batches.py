@@ -13,6 +13,8 @@ from torch import Tensor
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.errors import DataError
+from transferkit.loading.device_pixels import batches_on_device, to_device
+from transferkit.loading.normalize import normalized
 from transferkit.loading.pixels import Pixels
 from transferkit.seeding import stream
 
@@ -21,7 +23,7 @@ class Batch(NamedTuple):
     """What one step sees.
 
     Attributes:
-        inputs: What the model takes: images ``[N, 3, H, W]`` or features ``[N, D]``, float32.
+        inputs: What the model takes: images ``[N, 3, H, W]`` or features ``[N, D]``.
         targets: Class indices, shape ``[N]``, int64.
         indices: Positions of the samples in their part, shape ``[N]``.
     """
@@ -69,12 +71,13 @@ def batch_slices(samples: int, batch_size: int, *, at_least_two: bool = False) -
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
 
 
-class _Ordered:
+class Ordered:
     """The order of samples and its cut into batches, shared by the sources that can be indexed."""
 
     def __init__(self, targets: npt.NDArray[np.int64], batch_size: int, seed: int, shuffle: bool) -> None:
         self.targets: npt.NDArray[np.int64] | None = targets
         self._labels = torch.from_numpy(targets)
+        self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
         self._slices = batch_slices(len(targets), batch_size, at_least_two=shuffle)
@@ -83,6 +86,7 @@ class _Ordered:
         return len(self._slices)
 
     def samples(self) -> int | None:
+        """Return the number of samples in an epoch."""
         return len(self._labels)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -94,7 +98,7 @@ class _Ordered:
         return (order[part] for part in self._slices)
 
 
-class ImageBatches(_Ordered):
+class ImageBatches(Ordered):
     """Images of a part: decoded once, augmented and normalized as whole batches on the device.
 
     Args:
@@ -106,6 +110,8 @@ class ImageBatches(_Ordered):
         augmentation: How the images vary; ``None`` leaves them as they are.
         shuffle: Whether each epoch has an order of its own.
         seed: What order and augmentation follow from.
+        dtype: Of the images; other types than float32 are that, rounded.
+        channels_last: Whether the channels of the images lie last in memory.
     """
 
     def __init__(
@@ -119,25 +125,43 @@ class ImageBatches(_Ordered):
         augmentation: Augmentation | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(targets, batch_size, seed, shuffle)
         self._pixels = pixels
         self._preprocessing = preprocessing
         self._augmentation = augmentation
         self._device = torch.device(device)
+        self._dtype = dtype
+        self._channels_last = channels_last
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        for indices in self._indices(number):
-            images = self._pixels[indices].to(self._device, non_blocking=True)
+        return self._batches(self._indices(number), number)
+
+    def visit(self, positions: npt.NDArray[np.int64], epoch: int = 0) -> Iterator[Batch]:
+        """Yield batches of the images at ``positions``, in that order.
+
+        Args:
+            positions: Positions in the part, shape ``[n]``.
+            epoch: The epoch whose augmentation the images get.
+        """
+        slices = batch_slices(len(positions), self._batch_size)
+        return self._batches((positions[part] for part in slices), epoch)
+
+    def _batches(self, chosen: Iterator[npt.NDArray[np.int64]], epoch: int) -> Iterator[Batch]:
+        for indices, images in batches_on_device(self._pixels, chosen, self._device):
             if self._augmentation is not None:
-                drawn = self._augmentation.draw(self._seed, number, indices)
-                images = self._augmentation.apply(images, drawn.to(self._device))
-            labels = self._labels[indices].to(self._device, non_blocking=True)
-            yield Batch(self._preprocessing.normalize(images), labels, indices)
+                drawn = self._augmentation.draw(self._seed, epoch, indices)
+                images = self._augmentation.apply(images, to_device(drawn, self._device))
+            inputs = normalized(
+                images, self._preprocessing, dtype=self._dtype, channels_last=self._channels_last
+            )
+            yield Batch(inputs, to_device(self._labels[indices], self._device), indices)
 
 
-class TensorBatches(_Ordered):
+class TensorBatches(Ordered):
     """Tensors that are ready for the model: features, or images that are already normalized.
 
     Args:

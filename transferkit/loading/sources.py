@@ -19,6 +19,7 @@ from transferkit.datasets.base import Part, class_indices
 from transferkit.errors import DataError
 from transferkit.loading.batches import BatchSource, ImageBatches, LoaderBatches
 from transferkit.loading.pixels import Pixels
+from transferkit.runtime import Execution
 
 
 class _Images(Sequence[Any]):
@@ -110,6 +111,10 @@ def batches_of(
     seed: int = 0,
     workers: int | None = None,
     pixels: Pixels | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    decode: str = "fast",
+    keep: bool = True,
 ) -> BatchSource:
     """Return the batches of a part, a map-style data set or a loader.
 
@@ -124,6 +129,10 @@ def batches_of(
         seed: What order and augmentation follow from.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
         pixels: Images that were decoded before, for the same part and stored size.
+        dtype: Of images of a part; a loader has its own.
+        channels_last: Whether the channels of images of a part lie last in memory.
+        decode: ``"fast"`` or ``"exact"``; see ``pixels_of``.
+        keep: Whether decoded images are kept for later epochs.
     """
     if isinstance(data, DataLoader) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
         return LoaderBatches(data, device=device)
@@ -141,8 +150,7 @@ def batches_of(
             "give it one with transferkit.attach_spec(model, head=..., preprocessing=...)."
         )
     if pixels is None:
-        stored = preprocessing if augmentation is None else augmentation.stored
-        pixels = Pixels(part, stored, workers=workers)
+        pixels = stored_pixels(part, preprocessing, augmentation, workers=workers, decode=decode, keep=keep)
     return ImageBatches(
         pixels,
         part.targets,
@@ -152,6 +160,55 @@ def batches_of(
         augmentation=augmentation,
         shuffle=shuffle,
         seed=seed,
+        dtype=dtype,
+        channels_last=channels_last,
+    )
+
+
+def stored_pixels(
+    part: Part,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+    *,
+    workers: int | None = None,
+    decode: str = "fast",
+    keep: bool = True,
+) -> Pixels:
+    """Return the pixels that an augmentation starts from, or those of the preprocessing itself."""
+    stored = preprocessing if augmentation is None else augmentation.stored
+    reduced = augmentation is not None and augmentation.reduced
+    return Pixels(part, stored, workers=workers, decode=decode, keep=keep, reduced=reduced)
+
+
+def image_batches(
+    part: Part,
+    preprocessing: Preprocessing,
+    execution: Execution,
+    *,
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    pixels: Pixels | None = None,
+    keep: bool = True,
+) -> ImageBatches:
+    """Return the batches of a part in the form in which a model runs; see ``batches_of``."""
+    if pixels is None:
+        pixels = stored_pixels(
+            part, preprocessing, augmentation, workers=workers, decode=execution.decode, keep=keep
+        )
+    return ImageBatches(
+        pixels,
+        part.targets,
+        preprocessing,
+        device=execution.device,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        shuffle=shuffle,
+        seed=seed,
+        dtype=execution.dtype,
+        channels_last=execution.channels_last,
     )
 
 

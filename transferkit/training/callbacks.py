@@ -30,7 +30,7 @@ class Callback:
         """After a batch. Reading ``result.loss`` waits for the device."""
 
     def epoch_end(self, row: dict[str, Any]) -> None:
-        """After an epoch and its validation: the row that goes into the history."""
+        """After an epoch and its validation, or a solver's fit: the row that goes into the history."""
 
 
 class ProgressBar(Callback):
@@ -56,7 +56,7 @@ class ProgressBar(Callback):
         self._bar = tqdm(
             total=samples, desc=f"epoch {epoch}", unit="img", leave=False, disable=None, file=sys.stderr
         )
-        self._steps, self._every = 0, max(1, steps // self._READS)
+        self._steps, self._every = 0, max(1, -(-steps // self._READS))
 
     def step_end(self, result: StepResult) -> None:
         """Move the bar on."""
@@ -72,9 +72,13 @@ class ProgressBar(Callback):
         """Close the bar and print the epoch's line."""
         if self._bar is not None:
             self._bar.close()
-        line = f"epoch {row['epoch']}/{row['epochs']}: loss {row['train_loss']:.4f}"
+        if row.get("c") is None:
+            line = f"epoch {row['epoch']}/{row['epochs']}: loss {row['train_loss']:.4f}"
+        else:
+            line = f"head fitted in {row['seconds']:.1f} s (C {row['c']:.3g}): loss {row['train_loss']:.4f}"
         line += f", accuracy {row['train_accuracy']:.1%}"
         if row["val_loss"] is not None:
             line += f"; val loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.1%}"
-        line += f"; {row['images_per_second']:.0f} img/s{' *' if row['best'] else ''}"
-        print(line, file=sys.stderr)
+        if row["images_per_second"] is not None:
+            line += f"; {row['images_per_second']:.0f} img/s"
+        print(f"{line} *" if row["best"] else line, file=sys.stderr)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part
-from transferkit.loading.batches import BatchSource
+from transferkit.loading.batches import BatchSource, ImageBatches
 from transferkit.loading.pixels import Pixels
-from transferkit.loading.sources import batches_of, part_of, warn_if_ready
+from transferkit.loading.row_batches import RowBatches
+from transferkit.loading.row_store import Rows
+from transferkit.loading.sources import batches_of, image_batches, part_of, stored_pixels, warn_if_ready
+from transferkit.runtime import Execution
 
 
 class TrainingData:
@@ -22,10 +27,16 @@ class TrainingData:
         train: A part, a map-style data set or a loader.
         val: The same, or ``None``.
         preprocessing: The model's, or ``None`` where the data is ready for the model.
-        device: Where the batches go.
-        batch_size: Images in a batch.
+        execution: Where the batches go, and in what form images reach the model.
         seed: What order and augmentation follow from.
         workers: Number of decoding threads.
+        batch_size: Images in a batch.
+        keep: Whether decoded images are kept for later epochs and phases.
+
+    Attributes:
+        seed: As given.
+        batch_size: As given; it may be changed before batches are asked for.
+        keep: As given; it may be changed before batches are asked for.
     """
 
     def __init__(
@@ -34,20 +45,22 @@ class TrainingData:
         val: Any,
         preprocessing: Preprocessing | None,
         *,
-        device: str | torch.device,
-        batch_size: int,
-        seed: int,
-        workers: int | None,
+        execution: Execution,
+        seed: int = 0,
+        workers: int | None = None,
+        batch_size: int = 64,
+        keep: bool = True,
     ) -> None:
         self.train = part_of(train, name="train") or train if hasattr(train, "__getitem__") else train
         self.val = part_of(val, name="val") or val if hasattr(val, "__getitem__") else val
         warn_if_ready(train, self.train_part, preprocessing)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.keep = keep
         self._preprocessing = preprocessing
-        self._options: dict[str, Any] = {
-            "device": device, "batch_size": batch_size, "seed": seed, "workers": workers
-        }  # fmt: skip
+        self._execution = execution
         self._workers = workers
-        self._pixels: dict[tuple[int, Preprocessing], Pixels] = {}
+        self._pixels: dict[tuple[int, Preprocessing, bool], Pixels] = {}
 
     @property
     def train_part(self) -> Part | None:
@@ -71,21 +84,73 @@ class TrainingData:
         """Return the validation part in its own order, or ``None``."""
         return None if self.val is None else self._batches(self.val, None, shuffle=False)
 
+    def prefix_batches(self, part: Part, batch_size: int, augmentation: Augmentation | None) -> ImageBatches:
+        """Return a part in its own order, for what is frozen and sees each image, or view of it, once."""
+        assert self._preprocessing is not None
+        return self._image_batches(part, self._preprocessing, augmentation, batch_size=batch_size)
+
+    def row_batches(
+        self, rows: Tensor | Rows, targets: npt.NDArray[np.int64], *, shuffle: bool, views: int = 1
+    ) -> RowBatches:
+        """Return batches of what is stored for the images of a part; see ``RowBatches``."""
+        return RowBatches(
+            rows,
+            targets,
+            device=self._execution.device,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            views=views,
+        )
+
     def _batches(self, data: Any, augmentation: Augmentation | None, *, shuffle: bool) -> BatchSource:
-        pixels = None
         if isinstance(data, Part) and self._preprocessing is not None:
-            stored = self._preprocessing if augmentation is None else augmentation.stored
-            # Mean and std change nothing of the pixels, so they are left out of the key.
-            geometry = dataclasses.replace(stored, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-            key = (id(data), geometry)
-            if key not in self._pixels:
-                self._pixels[key] = Pixels(data, stored, workers=self._workers)
-            pixels = self._pixels[key]
+            return self._image_batches(
+                data, self._preprocessing, augmentation, batch_size=self.batch_size, shuffle=shuffle
+            )
         return batches_of(
             data,
             self._preprocessing,
+            device=self._execution.device,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+        )
+
+    def _image_batches(
+        self,
+        part: Part,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+    ) -> ImageBatches:
+        return image_batches(
+            part,
+            preprocessing,
+            self._execution,
+            batch_size=batch_size,
             augmentation=augmentation,
             shuffle=shuffle,
-            pixels=pixels,
-            **self._options,
+            seed=self.seed,
+            pixels=self._pixels_of(part, preprocessing, augmentation),
         )
+
+    def _pixels_of(
+        self, part: Part, preprocessing: Preprocessing, augmentation: Augmentation | None
+    ) -> Pixels:
+        stored = preprocessing if augmentation is None else augmentation.stored
+        # Mean and std change nothing of the pixels, so they are left out of the key.
+        geometry = dataclasses.replace(stored, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        key = (id(part), geometry, augmentation is not None and augmentation.reduced)
+        if key not in self._pixels:
+            self._pixels[key] = stored_pixels(
+                part,
+                preprocessing,
+                augmentation,
+                workers=self._workers,
+                decode=self._execution.decode,
+                keep=self.keep,
+            )
+        return self._pixels[key]

@@ -14,6 +14,7 @@ _COLUMNS = (
     ("epoch", "epoch", "{:d}"),
     ("train", "trains", "{}"),
     ("lr", "lr", "{:.1e}"),
+    ("c", "C", "{:.3g}"),
     ("train_loss", "train loss", "{:.4f}"),
     ("train_accuracy", "train acc", "{:.1%}"),
     ("val_loss", "val loss", "{:.4f}"),
@@ -29,7 +30,10 @@ class History(Sequence[dict[str, Any]]):
     A row has the keys ``epoch`` (from 1, over the whole run), ``phase`` (from 0), ``train``,
     ``lr`` (of the fastest group), ``train_loss``, ``train_accuracy``, ``val_loss``,
     ``val_accuracy`` (both ``None`` without a validation part), ``images_per_second``,
-    ``seconds`` and ``best`` (whether the epoch gave the best weights so far).
+    ``seconds`` and ``best`` (whether the epoch gave the best weights so far). A head that a
+    solver has fitted has one row, whose ``epoch`` is that of the row before it, or 0; its ``lr``
+    and ``images_per_second`` are ``None``, and it has two keys more: ``c`` (the inverse
+    regularisation that was chosen) and ``iterations``.
 
     >>> history = History([{"epoch": 1, "train": "head", "train_loss": 0.5, "best": True}])
     >>> len(history), history[-1]["train_loss"]

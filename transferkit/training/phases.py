@@ -20,6 +20,7 @@ from transferkit.checks import (
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+SOLVERS = ("sgd", "lbfgs")
 
 Selectors = str | Sequence[str | Callable[..., bool]] | Callable[..., bool]
 
@@ -32,6 +33,15 @@ class Phase:
         train: ``"head"``, ``"all"``, or selectors as ``freeze`` takes them: a name, a glob,
             a callable, or several.
         epochs: Passes over the training part.
+        solver: ``"sgd"`` trains step by step with ``optimizer``. ``"lbfgs"`` fits a linear head to
+            convergence on the stored outputs of the backbone, its regularisation chosen on the
+            validation part or, without one, by folds; of the other fields only ``views``,
+            ``augmentation``, ``class_weights`` and ``label_smoothing`` then play a role, and no
+            epoch passes. Where that cannot be done, such as with a head of several layers, the
+            phase trains by ``"sgd"`` and says why.
+        views: ``1`` stands for images as the epoch gives them. A larger number stores so many
+            augmented views of each image, of which each epoch draws one, so that what is frozen
+            is computed once though the images vary.
         freeze_batch_norm: Whether batch norm keeps its statistics, scale and shift though the
             rest of its stage trains. With few images its statistics would be noise, and a head
             that was fitted before them would no longer fit. Without effect where batch norm
@@ -49,7 +59,8 @@ class Phase:
             ``"one-cycle"``, 0.1 where backbone parameters train, and 0 for a head.
         step_size: Epochs between two steps of ``"step"``; ``None`` takes a third of the phase.
         gamma: Factor of each step of ``"step"``.
-        augmentation: A registered name; ``None`` shows plain images.
+        augmentation: A registered name; ``None`` shows plain images. Phases of the head alone
+            see plain images in any case, unless ``views`` is larger than 1.
         label_smoothing: Share of the target's probability that is spread over all classes.
         class_weights: ``None``, ``"balanced"``, or a float for each class.
         clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
@@ -65,6 +76,8 @@ class Phase:
 
     train: Selectors = "all"
     epochs: int = 1
+    solver: str = "sgd"
+    views: int = 1
     freeze_batch_norm: bool = False
     lr: float | None = None
     head_lr: float | None = None
@@ -100,6 +113,8 @@ class Phase:
         check_positive("Phase", "gamma", self.gamma)
         check_choice("Phase", "optimizer", self.optimizer, OPTIMIZERS)
         check_choice("Phase", "schedule", self.schedule, SCHEDULES)
+        check_choice("Phase", "solver", self.solver, SOLVERS)
+        check_int("Phase", "views", self.views, 1)
         check_non_negative("Phase", "weight_decay", self.weight_decay)
         check_between("Phase", "label_smoothing", self.label_smoothing, 0, 1)
         check_int("Phase", "accumulate", self.accumulate, 1)
@@ -114,6 +129,8 @@ class Phase:
         require(flag, "Phase", "freeze_batch_norm", "True or False", self.freeze_batch_norm)
         valid = callable(self.train) or bool(self.train)
         require(valid, "Phase", "train", "'head', 'all' or selectors", self.train)
+        fits = self.solver == "sgd" or self.head_only
+        require(fits, "Phase", "solver", "'sgd' unless the head alone trains", self.solver)
 
     @property
     def head_only(self) -> bool:
@@ -142,21 +159,34 @@ def _plain(value: Any) -> Any:
 def share_epochs(phases: Sequence[Phase], total: int) -> tuple[Phase, ...]:
     """Give each phase its share of ``total`` epochs, in proportion to its own, at least one each.
 
+    Phases that a solver fits without epochs have no share.
+
     Raises:
-        ArgumentError: ``total`` is smaller than the number of phases.
+        ArgumentError: ``total`` is smaller than the number of phases with epochs.
 
     >>> [phase.epochs for phase in share_epochs([Phase(epochs=1), Phase(epochs=3)], 8)]
     [2, 6]
     """
     check_int("Trainer.fit", "epochs", total, 1)
-    enough = total >= len(phases)
-    require(enough, "Trainer.fit", "epochs", f"at least {len(phases)}, one for each phase", total)
-    weights = [phase.epochs for phase in phases]
-    shares = [1] * len(phases)
-    for _ in range(total - len(phases)):
+    stepwise = [phase for phase in phases if phase.solver == "sgd"]
+    enough = total >= len(stepwise)
+    require(enough, "Trainer.fit", "epochs", f"at least {len(stepwise)}, one for each phase", total)
+    weights = [phase.epochs for phase in stepwise]
+    shares = [1] * len(stepwise)
+    for _ in range(total - len(stepwise) if stepwise else 0):
         # The next epoch goes to the phase that is furthest below its proportion.
         short = [total * weight / sum(weights) - share for weight, share in zip(weights, shares, strict=True)]
         shares[short.index(max(short))] += 1
+    left = iter(shares)
     return tuple(
-        dataclasses.replace(phase, epochs=share) for phase, share in zip(phases, shares, strict=True)
+        dataclasses.replace(phase, epochs=next(left)) if phase.solver == "sgd" else phase for phase in phases
     )
+
+
+def epochs_of(phases: Sequence[Phase]) -> int:
+    """Return how many epochs phases have together; those that a solver fits have none.
+
+    >>> epochs_of([Phase(train="head", solver="lbfgs", epochs=5), Phase(epochs=3)])
+    3
+    """
+    return sum(phase.epochs for phase in phases if phase.solver == "sgd")
