@@ -45,11 +45,31 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a batch (64)")
+def _batch_size(text: str) -> int | str:
+    """Return a number, or ``"auto"``."""
+    return text if text == "auto" else int(text)
+
+
+def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size if trains else int,
+        default=64,
+        metavar="N",
+        help=f"images in a batch{', or auto for the most that fit' if trains else ''} (64)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--compile", choices=("auto", "yes", "no"), default="auto", help="compile what does not train (auto)"
+    )
+    parser.add_argument(
+        "--decode",
+        choices=("fast", "exact"),
+        default="fast",
+        help="pixels near Pillow's, or Pillow's own (fast)",
+    )
     _add_output(parser)
 
 
@@ -81,6 +101,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--head-lr", type=float, metavar="X", help="learning rate of the head")
     add("--layer-decay", type=float, metavar="X", help="factor on the rate from each stage to the one before")
     add("--optimizer", metavar="NAME", help="sgd, adam or adamw (the recipe's own)")
+    add("--solver", metavar="NAME", help="sgd or lbfgs, for phases of the head alone (the recipe's own)")
+    add("--views", type=int, metavar="K", help="train heads on K stored augmented views of each image (1)")
     add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
     add(
         "--val",
@@ -93,7 +115,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--shots", type=int, metavar="N", help="train on this many images of each class")
     add("--seed", type=int, default=0, metavar="N", help="of split, order, augmentation and new head (0)")
     add("--out", metavar="RUN", help="the run directory (runs/DATA-BACKBONE-NUMBER)")
-    _add_run_options(parser)
+    _add_run_options(parser, trains=True)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,13 +13,11 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation, per_sample
 from transferkit.augmentations import augmentation as augmentation_named
-from transferkit.backbones.spec import find_spec, set_spec
+from transferkit.backbones.spec import find_spec
 from transferkit.checks import check_int, check_positive, require
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
-from transferkit.heads import head_module, head_out_features
-from transferkit.loading.sources import DatasetPart
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import save_model, spec_to_dict
@@ -31,6 +29,7 @@ from transferkit.training.freeze_plan import apply_plan, norms_have_learned
 from transferkit.training.history import History
 from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
 from transferkit.training.loop import PhaseTools, run_phase, steps_of
+from transferkit.training.model_and_data import check_classes, describe
 from transferkit.training.optimizers import build_optimizer, with_default_rates
 from transferkit.training.phase_batches import PhaseBatches, phase_batches, suffix_execution
 from transferkit.training.phases import Phase, epochs_of, share_epochs
@@ -161,19 +160,19 @@ class Trainer:
             seed=self.seed,
             workers=self.workers,
         )
-        self._check_classes(data)
+        check_classes(self.model, data)
         self.execution.place(self.model)
         with self.execution.arithmetic():
             phases = self._resolve_phases(data, epochs)
             data.batch_size = self._resolve_batch_size(phases, data)
             # Pixels are kept where a later phase goes through the images again.
-            data.keep = any(not phase.head_only for phase in phases)
+            data.keep = any(phase.train != "head" for phase in phases)
             config = self._config(phases, data, record)
             self.history = History()
             best = BestWeights()
             for number in range(len(phases)):
                 self._run_phase(number, phases, data, best, config)
-        self._describe(data)
+        describe(self.model, data)
         self.model.eval()
         if self._run_directory is not None:
             save_model(self.model, self._run_directory.path / "model")
@@ -223,6 +222,8 @@ class Trainer:
         batches = phase_batches(self.model, phase, data, self.execution, self._augmentation_of(phase, data))
         solved = phase.solver == "lbfgs"
         reason = why_not_linear(self.model, batches) if solved else None
+        if self.phases[number].solver != phase.solver:
+            reason = why_not_solved(self.model, data)
         if reason is not None:
             solved = False
             batches = dataclasses.replace(batches, how=f"{batches.how}; by steps, because {reason}")
@@ -325,37 +326,6 @@ class Trainer:
         if isinstance(value, str):
             return augmentation_named(value, self._preprocessing)
         return per_sample(value, self._preprocessing)
-
-    def _check_classes(self, data: TrainingData) -> None:
-        part = data.train_part
-        outputs = None if part is None else head_out_features(head_module(self.model))
-        for each in (data.train_part, data.val_part):
-            if each is not None and len(each) == 0:
-                raise DataError(f"The {each.name!r} part is empty; at least one image is needed.")
-            if isinstance(each, DatasetPart) and not each.has_names and len(each.classes) <= (outputs or 0):
-                # Without names, a part that lacks the last classes still has as many as the model.
-                each.classes = tuple(str(number) for number in range(outputs or 0))
-        if part is not None and outputs is not None and outputs != len(part.classes):
-            raise ArgumentError(
-                f"The model has {outputs} outputs, but the data has {len(part.classes)} classes; "
-                f"give it a new head with transferkit.replace_head(model, {len(part.classes)})."
-            )
-        if part is not None and data.val_part is not None and data.val_part.classes != part.classes:
-            raise DataError(
-                "The training and the validation part must have the same classes in the same order."
-            )
-
-    def _describe(self, data: TrainingData) -> None:
-        """Write what the run has taught into the model's spec: class names, and how weights were selected."""
-        spec = find_spec(self.model)
-        if spec is None or data.train_part is None:
-            return
-        selected = None if data.val_part is None else data.val_part.fingerprint()
-        classes = data.train_part.classes
-        set_spec(
-            self.model,
-            dataclasses.replace(spec, classes=classes, num_classes=len(classes), selected_on=selected),
-        )
 
     def _config(self, phases: Sequence[Phase], data: TrainingData, record: dict[str, Any]) -> dict[str, Any]:
         spec = find_spec(self.model)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transferkit.files import write_stdout
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Options = argparse.Namespace
 
@@ -24,11 +27,15 @@ def show(options: Options, text: str, value: dict[str, Any]) -> None:
     write_stdout(f"{shown}\n")
 
 
-def run_options(options: Options) -> dict[str, Any]:
-    """Return what every command that runs a model takes."""
-    return {
-        "batch_size": options.batch_size,
-        "device": options.device,
-        "precision": options.precision,
-        "workers": options.workers,
-    }
+def run_options(options: Options, model: nn.Module) -> dict[str, Any]:
+    """Return what every command that runs a model says of how to run it."""
+    from transferkit.runtime import resolve_execution
+
+    execution = resolve_execution(
+        model,
+        device=options.device,
+        precision=options.precision,
+        compile={"yes": True, "no": False}.get(options.compile, "auto"),
+        decode=options.decode,
+    )
+    return {"execution": execution, "batch_size": options.batch_size, "workers": options.workers}

@@ -25,7 +25,7 @@ def evaluate(options: Options) -> None:
     config = read_config(options.run)
     model = load_model(options.run)
     part = _part_to_evaluate(options, config)
-    report = score(model, part, **run_options(options))
+    report = score(model, part, **run_options(options, model))
     if options.out:
         write_text(Path(options.out), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     show(options, str(report), report.to_dict())

@@ -12,12 +12,14 @@ def predict(options: Options) -> None:
     """Label images with the model of a run."""
     from transferkit.predictor import Predictor, find_images, predictions_csv
     from transferkit.run_outputs import prediction_grid, save_figure
+    from transferkit.saved_model import load_model
 
     paths: list[Path] = []
     for name in options.images:
         path = Path(name).expanduser()
         paths.extend([path] if path.is_file() else find_images(path))
-    predictor = Predictor.load(options.run, **run_options(options))
+    model = load_model(options.run)
+    predictor = Predictor(model, **run_options(options, model))
     predictions = predictor.predict_many(paths, top_k=options.top_k)
     names = [str(path) for path in paths]
     table = predictions_csv(names, predictions)

@@ -44,18 +44,16 @@ def train(options: Options) -> None:
     torch.manual_seed(options.seed)
     model = load_backbone(options.backbone, weights=weights, image_size=options.image_size)
     replace_head(model, len(splits.classes), classes=splits.classes)
+    how = run_options(options, model)
     trainer = Trainer(
         model,
         recipe=phases,
         lr=options.lr,
         augmentation=options.augmentation,
-        batch_size=options.batch_size,
-        device=options.device,
-        precision=options.precision,
         seed=options.seed,
         run_dir=out,
-        workers=options.workers,
         progress=not options.quiet,
+        **how,
     )
     trainer.recipe = options.recipe
     size = spec_of(model).preprocessing.size
@@ -65,7 +63,9 @@ def train(options: Options) -> None:
     text = f"run directory: {out}"
     part = splits.val if splits.test is None else splits.test
     if part is not None:
-        report = score(model, part, **run_options(options))
+        if options.batch_size == "auto":
+            how["batch_size"] = 64
+        report = score(model, part, **how)
         for note in write_report(report, part, out):
             tell(options, note)
         result["report"] = report.to_dict()
@@ -95,7 +95,11 @@ def _phases(options: Options) -> tuple[Phase, ...]:
     given = {"head_lr": options.head_lr, "layer_decay": options.layer_decay, "optimizer": options.optimizer}
     changes = {name: value for name, value in given.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
-    if options.augmentation not in (None, "none") and all(phase.head_only for phase in phases):
+    heads = {"solver": options.solver, "views": options.views}
+    changes = {name: value for name, value in heads.items() if value is not None}
+    phases = tuple(dataclasses.replace(phase, **changes) if phase.head_only else phase for phase in phases)
+    plain = all(phase.head_only and phase.views == 1 for phase in phases)
+    if options.augmentation not in (None, "none") and plain:
         warnings.warn(
             f"--augmentation {options.augmentation} is not used: "
             f"no phase of the recipe {options.recipe!r} trains the backbone.",

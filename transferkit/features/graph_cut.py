@@ -62,11 +62,11 @@ def cut_graph(model: nn.Module) -> GraphCut | None:
         except Untraceable:
             if best is None:
                 raise
-            return best
+            break
         same = _common_start(training, inference)
         places = _last_places(training, inference, same)
         if places is None:
-            return best
+            break
         if len(places[0].before) > steps or best is None:
             steps = len(places[0].before)
             identical = len(same) == len(training.graph.nodes) == len(inference.graph.nodes)
@@ -75,8 +75,9 @@ def cut_graph(model: nn.Module) -> GraphCut | None:
         # What trains as a whole may begin with layers that do not, such as the pooling of a head.
         entered = _entered_modules(places[0]) - opened
         if not entered:
-            return best if has_parameters(best.prefix) else None
+            break
         opened |= entered
+    return best if best is not None and has_parameters(best.prefix) else None
 
 
 def _last_places(
