@@ -56,6 +56,14 @@ def test_it_is_within_one_grey_level_of_pillow(sides, interpolation):
         assert np.array_equal(pixels, before)
 
 
+@pytest.mark.parametrize("side", range(1, 64, 3))
+def test_enlarging_to_a_power_of_two_is_exact(side):
+    for record in (Preprocessing(size=56, resize=64), Preprocessing(size=128)):
+        for picture in pictures(side, side):
+            pixels = np.ascontiguousarray(picture % 256, dtype=np.uint8)
+            assert np.array_equal(resized(pixels, record), pillow(pixels, record)), record
+
+
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("sides", [(12, 9), (9, 12), (20, 20), (1, 1), (28, 19), (32, 32)])
 def test_enlarging_a_batch_is_pillow_to_the_bit(sides, interpolation, device):

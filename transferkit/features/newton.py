@@ -5,56 +5,62 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows that are in double precision at a time, so that a whole copy of the features never is.
+# Samples that are in double precision at a time: the features as a whole never are.
 _ROWS = 4096
 # How far conjugate gradients reduce a Newton step's residual: exact steps would gain less than they cost.
 _REDUCTION = 0.3
 _MOST_STEPS = 100
 _MOST_PRODUCTS = 1000
+_SHORTEST = 1e-6  # share of a Newton step
 
 
 class WeightedSamples:
     """Features with soft targets, and the mean cross entropy of a linear classifier on them.
 
-    Weights are ``[K, D + 1]``; the last column is the bias. Loss and gradient are computed in
-    double precision, products with the Hessian in single precision: they only decide the
-    direction of a step, not where the steps end.
+    Weights are ``[K, D + 1]``; the last column is the bias. Where classes and samples meet, classes
+    come first, in which order the products are faster.
 
     Args:
-        x: Features, float32 ``[N, D]``, best of mean 0 and standard deviation 1.
-        targets: Probability of each class times the weight of the sample, float32 ``[N, K]``.
-            A row of zeros leaves the sample out.
+        x: Features, float32 ``[N, D]``, best of mean 0 and a standard deviation near 1.
+        targets: Probability of each class times the weight of the sample, float32 ``[K, N]``.
+            A column of zeros leaves the sample out.
     """
 
     def __init__(self, x: Tensor, targets: Tensor) -> None:
         self.x = x
         self.targets = targets
-        self.row_weights = targets.sum(dim=1, keepdim=True, dtype=torch.float64)
-        self.total = float(self.row_weights.sum())
-        self.shares = (self.row_weights / self.total).float()
+        self.sample_weights = targets.sum(dim=0, dtype=torch.float64)
+        self.total = float(self.sample_weights.sum())
+        self.shares = (self.sample_weights / self.total).float()
 
-    def evaluate(self, weights: Tensor, penalty: float = 0.0) -> tuple[float, Tensor, Tensor]:
+    def evaluate(
+        self, weights: Tensor, penalty: float, dtype: torch.dtype = torch.float64
+    ) -> tuple[float, Tensor, Tensor]:
         """Return what is minimised, the mean loss plus ``penalty / 2`` times the squared weights.
 
         Args:
             weights: float64 ``[K, D + 1]``.
             penalty: Factor of the squared weights; the bias is not penalised.
+            dtype: What products with the features are computed in.
 
         Returns:
-            The value, its gradient, float64 ``[K, D + 1]``, and the probabilities, float32 ``[N, K]``.
+            The value, its gradient, float64 ``[K, D + 1]``, and the probabilities, float32 ``[K, N]``.
         """
         value = torch.zeros((), dtype=torch.float64, device=self.x.device)
         gradient = torch.zeros_like(weights)
         probabilities = torch.empty_like(self.targets)
+        rounded = weights.to(dtype)
         for start in range(0, len(self.x), _ROWS):
-            rows = slice(start, start + _ROWS)
-            x = self.x[rows].double()
-            log_probabilities = torch.addmm(weights[:, -1], x, weights[:, :-1].T).log_softmax(dim=1)
-            value -= (self.targets[rows] * log_probabilities).sum()
-            probabilities[rows] = exact = log_probabilities.exp()
-            residuals = exact * self.row_weights[rows] - self.targets[rows]
-            gradient[:, :-1] += residuals.T @ x
-            gradient[:, -1] += residuals.sum(dim=0)
+            part = slice(start, start + _ROWS)
+            x, targets = self.x[part].to(dtype), self.targets[:, part]
+            logits = torch.addmm(rounded[:, -1:], rounded[:, :-1], x.T)
+            log_probabilities = logits.log_softmax(dim=0)
+            value -= (targets * log_probabilities).sum(dtype=torch.float64)
+            exact = log_probabilities.exp_()
+            probabilities[:, part] = exact
+            residuals = exact.mul_(self.sample_weights[part].to(dtype)).sub_(targets)
+            gradient[:, :-1] += residuals @ x
+            gradient[:, -1] += residuals.sum(dim=1)
         gradient /= self.total
         gradient[:, :-1] += penalty * weights[:, :-1]
         value = value / self.total + penalty / 2 * weights[:, :-1].square().sum()
@@ -62,13 +68,13 @@ class WeightedSamples:
 
     def hessian_times(self, v: Tensor, probabilities: Tensor, penalty: float) -> Tensor:
         """Return the product of the Hessian and ``v``, both float32 ``[K, D + 1]``."""
-        u = torch.addmm(v[:, -1], self.x, v[:, :-1].T).mul_(probabilities)
-        u = torch.addcmul(u, probabilities, u.sum(dim=1, keepdim=True), value=-1).mul_(self.shares)
-        return torch.cat([torch.addmm(v[:, :-1], u.T, self.x, beta=penalty), u.sum(dim=0)[:, None]], dim=1)
+        u = torch.addmm(v[:, -1:], v[:, :-1], self.x.T).mul_(probabilities)
+        u = torch.addcmul(u, probabilities, u.sum(dim=0), value=-1).mul_(self.shares)
+        return torch.cat([torch.addmm(v[:, :-1], u, self.x, beta=penalty), u.sum(dim=1)[:, None]], dim=1)
 
     def gram(self) -> Tensor:
         """Return the second moments of the features, float32 ``[D, D]``."""
-        return (self.x * self.shares).T @ self.x
+        return (self.x * self.shares[:, None]).T @ self.x
 
 
 class _Preconditioner:
@@ -80,9 +86,8 @@ class _Preconditioner:
     """
 
     def __init__(self, gram: Tensor, samples: WeightedSamples, probabilities: Tensor, penalty: float) -> None:
-        variances = (probabilities * (1 - probabilities)).sum(dim=1, keepdim=True)
-        classes = probabilities.shape[1]
-        self.curvature = max(float((samples.shares * variances).sum()) / max(classes - 1, 1), 1e-6)
+        variances = (probabilities * (1 - probabilities)) @ samples.shares
+        self.curvature = max(float(variances.sum()) / max(len(variances) - 1, 1), 1e-6)
         bound = self.curvature * gram
         # The second term outweighs the rounding of the second moments, which must stay positive definite.
         bound.diagonal().add_(penalty + 1e-6 * float(bound.trace()))
@@ -102,6 +107,8 @@ def _newton_step(
 ) -> Tensor:
     """Solve Hessian times step = -gradient roughly, by preconditioned conjugate gradients."""
     step = torch.zeros_like(gradient, dtype=torch.float32)
+    # Adding the same to every class changes no probability: the Hessian has no curvature there.
+    gradient = gradient - gradient.mean(dim=0)
     scale = gradient.norm()
     if not scale > 0:
         return step.double()
@@ -112,7 +119,10 @@ def _newton_step(
     goal = _REDUCTION**2 * product
     for _ in range(_MOST_PRODUCTS):
         curved = samples.hessian_times(direction, probabilities, penalty)
-        length = product / (direction * curved).sum()
+        curvature = (direction * curved).sum()
+        if not curvature > 0:
+            break
+        length = product / curvature
         step += length * direction
         residual -= length * curved
         solved = preconditioner.solve(residual)
@@ -125,9 +135,17 @@ def _newton_step(
 
 @torch.no_grad()
 def minimise(
-    samples: WeightedSamples, penalty: float, start: Tensor, gram: Tensor, *, tolerance: float
+    samples: WeightedSamples,
+    penalty: float,
+    start: Tensor,
+    gram: Tensor,
+    *,
+    tolerance: float,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, int, bool]:
     """Find the weights that minimise the penalised loss.
+
+    Products with the Hessian are in single precision: they decide the way there, not where it ends.
 
     Args:
         samples: What the classifier is fitted to.
@@ -135,25 +153,28 @@ def minimise(
         start: Weights to start from, float64 ``[K, D + 1]``.
         gram: Second moments of the features or of similar ones, for speed alone.
         tolerance: How large the last step may be, relative to the weights.
+        dtype: What the gradient is computed in; single precision bears tolerances from 1e-3.
 
     Returns:
         The weights, float64 ``[K, D + 1]``, how many steps were taken, and whether the last one
         was small enough.
     """
     weights = start
-    value, gradient, probabilities = samples.evaluate(weights, penalty)
+    value, gradient, probabilities = samples.evaluate(weights, penalty, dtype)
     preconditioner = _Preconditioner(gram, samples, probabilities, penalty)
     for number in range(1, _MOST_STEPS + 1):
         step = _newton_step(samples, gradient, probabilities, penalty, preconditioner)
         if float(step.norm()) <= tolerance * float(weights.norm()):
             return weights + step, number, True
         slope, length = float((gradient * step).sum()), 1.0
-        slack = 1e-13 * (1 + abs(value))  # differences below it are rounding
+        slack = torch.finfo(dtype).eps * (1 + abs(value))  # differences below it are rounding
         while True:
             trial = weights + length * step
-            new_value, gradient, probabilities = samples.evaluate(trial, penalty)
-            if new_value <= value + 1e-4 * length * slope + slack or length < 1e-6:
+            new_value, gradient, probabilities = samples.evaluate(trial, penalty, dtype)
+            if new_value <= value + 1e-4 * length * slope + slack:
                 break
             length /= 2
+            if length < _SHORTEST:
+                return weights, number, False
         weights, value = trial, new_value
     return weights, _MOST_STEPS, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,9 @@ def normalized(
     images = images.contiguous(memory_format=memory_format)
     result = torch.empty_like(images, dtype=dtype)
     rows, filled = _rows(images), _rows(result)
+    width = None if images.is_contiguous() else images.shape[3]
     mean, std = (
-        _along_rows(torch.tensor(values, device=images.device), images)
-        for values in (preprocessing.mean, preprocessing.std)
+        _along_rows(values, width, images.device) for values in (preprocessing.mean, preprocessing.std)
     )
     whole = max(1, len(images))
     step = max(1, _BLOCK * whole // max(1, images.numel())) if images.device.type == "cpu" else whole
@@ -57,6 +59,9 @@ def _rows(images: Tensor) -> Tensor:
     return images.flatten(2) if images.is_contiguous() else images.permute(0, 2, 3, 1).flatten(2)
 
 
-def _along_rows(values: Tensor, images: Tensor) -> Tensor:
-    """Lay out a value for each channel so that it fits the rows."""
-    return values[:, None] if images.is_contiguous() else values.repeat(images.shape[3])
+# Kept, because a device would have to be waited for at each copy of so little.
+@lru_cache(maxsize=256)
+def _along_rows(values: tuple[float, ...], width: int | None, device: torch.device) -> Tensor:
+    """Lay out a value for each channel so that it fits the rows; ``width`` where channels lie last."""
+    channels = torch.tensor(values)
+    return (channels[:, None] if width is None else channels.repeat(width)).to(device)

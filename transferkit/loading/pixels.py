@@ -190,7 +190,7 @@ class Pixels:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
         # In pieces: handing over every image by itself takes as long as decoding a small one.
-        piece = -(-len(items) // (4 * workers))
+        piece = -(-len(items) // (16 * workers))
         pieces = [items[start : start + piece] for start in range(0, len(items), piece)]
         done = self._pool.map(lambda few: [work(int(item)) for item in few], pieces)
         return [result for results in done for result in results]

@@ -87,10 +87,12 @@ def resized(pixels: Pixels8, preprocessing: Preprocessing) -> Pixels8:
         from PIL import Image
 
         return _array(preprocessing.pixels(Image.fromarray(pixels)).permute(1, 2, 0))
-    if place.height == height:
-        return _wider(pixels[rows], place.width)[:, columns]
+    # Enlarging to a power of two takes weights of so few bits that the kernel is exact.
+    powers = all(side & (side - 1) == 0 for side in place[:2])
+    if place.height == height or (powers and height < place.height and width <= place.width):
+        return _by_kernel(pixels, place.height, place.width)[rows, columns]
     first, last, matrix = _vertical_pass(height, place.height, rows.start, rows.stop)
-    wide = _wider(pixels[first:last], place.width)[:, columns]
+    wide = _by_kernel(pixels[first:last], last - first, place.width)[:, columns]
     total = matrix @ wide.reshape(last - first, 3 * size).astype(np.int32)
     total += _HALF
     total >>= _BITS
@@ -98,12 +100,12 @@ def resized(pixels: Pixels8, preprocessing: Preprocessing) -> Pixels8:
     return cropped
 
 
-def _wider(pixels: Pixels8, width: int) -> Pixels8:
-    """Give an image another width, by torch's kernel."""
+def _by_kernel(pixels: Pixels8, height: int, width: int) -> Pixels8:
+    """Give an image another size, by torch's kernel."""
     # The kernel takes another, slower way unless the strides say that channels come last.
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    wide = nn_functional.interpolate(images, (len(pixels), width), mode="bilinear", antialias=True)
-    return _array(wide.permute(0, 2, 3, 1)[0])
+    result = nn_functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return _array(result.permute(0, 2, 3, 1)[0])
 
 
 def _array(pixels: Tensor) -> Pixels8:
@@ -111,7 +113,7 @@ def _array(pixels: Tensor) -> Pixels8:
     return array
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _vertical_pass(old: int, new: int, start: int, stop: int) -> tuple[int, int, csr_array]:
     """Return the rows that the pass reads, first and behind the last, and the weights, int32."""
     from scipy.sparse import csr_array
@@ -201,26 +203,29 @@ def enlarged(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     height, width = images.shape[1:3]
     place, size = placement(height, width, preprocessing), preprocessing.size
     for axis, old, new, start in ((2, width, place.width, place.left), (1, height, place.height, place.top)):
-        if preprocessing.interpolation == "nearest":
-            chosen = torch.from_numpy(nearest_places(old, new)[start : start + size])
-            images = images.index_select(axis, chosen.to(images.device))
-        elif old == new:
-            images = images.narrow(axis, start, size)
-        else:
-            places, weights = taps(old, new, start, start + size, preprocessing.interpolation)
-            images = _weighted(images, axis, places, weights)
+        places, weights = _taps_on(images.device, old, new, start, start + size, preprocessing.interpolation)
+        if len(places) == 1:
+            images = images.index_select(axis, places[0])
+            continue
+        along = [1, 1, 1, 1]
+        along[axis] = size
+        shape = [*images.shape[:axis], size, *images.shape[axis + 1 :]]
+        total = torch.full(shape, _HALF, dtype=torch.int32, device=images.device)
+        for place_of, weight in zip(places, weights, strict=True):
+            total += images.index_select(axis, place_of).int() * weight.view(along)
+        images = (total >> _BITS).clamp_(0, 255).to(torch.uint8)
     return images
 
 
-def _weighted(
-    images: Tensor, axis: int, places: npt.NDArray[np.int64], weights: npt.NDArray[np.int32]
-) -> Tensor:
-    """Replace one axis of images by weighted sums over ``places`` along it."""
-    along = [1, 1, 1, 1]
-    along[axis] = len(places)
-    chosen, shares = torch.from_numpy(places).to(images.device), torch.from_numpy(weights).to(images.device)
-    total: Tensor | int = _HALF
-    for tap in range(places.shape[1]):
-        total = total + images.index_select(axis, chosen[:, tap]).int() * shares[:, tap].view(along)
-    assert isinstance(total, Tensor)
-    return (total >> _BITS).clamp_(0, 255).to(torch.uint8)
+# Kept, because a device would have to be waited for at each copy of so little.
+@lru_cache(maxsize=1024)
+def _taps_on(
+    device: torch.device, old: int, new: int, start: int, stop: int, interpolation: str
+) -> tuple[Tensor, Tensor]:
+    """Return places and weights, both ``[k, stop - start]``; a single place where it is copied as it is."""
+    if old == new or interpolation == "nearest":
+        places = nearest_places(old, new)[start:stop, None]
+        weights = np.full(places.shape, 1 << _BITS, dtype=np.int32)
+    else:
+        places, weights = taps(old, new, start, stop, interpolation)
+    return torch.from_numpy(places.T.copy()).to(device), torch.from_numpy(weights.T.copy()).to(device)
