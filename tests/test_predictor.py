@@ -137,10 +137,10 @@ def test_many_means_at_least_one(predictor):
         predictor.predict_many([])
 
 
-def test_it_loads_from_a_folder(predictor, image, tmp_path, device):
+def test_it_loads_from_a_folder(predictor, image, tmp_path):
     tk.save_model(predictor.model, tmp_path / "model")
     for source in (tmp_path, tmp_path / "model", str(tmp_path)):
-        same(tk.Predictor.load(source, device=device, precision="fp32")(image), predictor(image))
+        same(tk.Predictor.load(source, execution=predictor.execution)(image), predictor(image))
 
 
 @pytest.mark.parametrize(

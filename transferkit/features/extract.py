@@ -27,7 +27,8 @@ class Features:
     """What the head of a model is given for each image of a part.
 
     Attributes:
-        x: float32, shape ``[N, D]``; an array, or a read-only map of a file where they are many.
+        x: float32, shape ``[N, D]``; where they lie in order on disk, a map of the file, of which
+            what is read comes into memory, and which nothing that is written to it changes.
         y: Class index of each image, int64, shape ``[N]``.
         classes: Name of each class.
         ids: A name for each image.

@@ -268,7 +268,8 @@ class Segment:
             np.lib.format.read_magic(file)
             if np.lib.format.read_array_header_1_0(file) != (shape, False, dtype):
                 raise ValueError(f"{name} is not what the index says")
-            return np.memmap(file, dtype, mode="r", offset=file.tell(), shape=shape)
+            # Copied when written to: the file stays as it is, and torch takes the array without a warning.
+            return np.memmap(file, dtype, mode="c", offset=file.tell(), shape=shape)
 
 
 def open_segment(folder: Path, key: str, *, check: bool = True) -> Segment | None:

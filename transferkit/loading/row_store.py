@@ -87,7 +87,7 @@ class Rows:
         return as_tensor(self._in_memory(), self.dtype)
 
     def numpy(self) -> npt.NDArray[Any]:
-        """Return all rows as an array that should only be read.
+        """Return all rows as an array; what is written to it stays in memory.
 
         It is the map itself, without a copy, where the rows lie in order in one segment.
         bfloat16, which NumPy lacks, comes as float32.
