@@ -156,6 +156,20 @@ def test_what_the_user_sets_reaches_the_run(photos, tmp_path):
     assert tk.spec_of(tk.load_model(run)).preprocessing.size == 16
 
 
+def test_how_to_run_and_how_to_fit_reach_the_run(photos, tmp_path):
+    run = tmp_path / "run"
+    options = "--recipe linear-probe --solver lbfgs --views 2 --batch-size auto"
+    options += " --compile no --decode exact --precision fp32 --device cpu --quiet"
+    assert main(["train", str(photos), *options.split(), "--out", str(run)]) == 0
+    config = json.loads((run / "config.json").read_text())
+    execution = config["execution"]
+    assert (execution["compile"], execution["decode"], execution["precision"]) == (False, "exact", "fp32")
+    assert (config["phases"][0]["solver"], config["phases"][0]["views"]) == ("lbfgs", 2)
+    assert config["batch_size"] in (1, 2, 4, 8)
+    assert "on stored outputs of what is frozen" in config["decisions"][0]
+    assert len((run / "history.jsonl").read_text().splitlines()) == 1
+
+
 def test_labels_from_file_names(tmp_path, capsys):
     folder = tmp_path / "flat"
     folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -187,6 +188,10 @@ class Trainer:
         )
         if epochs is not None:
             phases = share_epochs(phases, epochs)
+            if not epochs_of(phases):
+                warnings.warn(
+                    f"epochs={epochs} is not used: no phase trains by steps.", UserWarning, stacklevel=3
+                )
         phases = tuple(
             with_default_rates(phase, self.model, fitted_head=number > 0)
             for number, phase in enumerate(phases)

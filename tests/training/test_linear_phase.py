@@ -61,6 +61,11 @@ def test_epochs_are_shared_among_the_phases_that_have_any(tiny_model, tiny_part)
     assert [row["phase"] for row in history] == [0, 1, 1, 1, 2, 2, 2]
 
 
+def test_epochs_that_nothing_uses_are_told(tiny_model, tiny_part):
+    with pytest.warns(UserWarning, match=r"^epochs=5 is not used: no phase trains by steps\.$"):
+        tk.Trainer(tiny_model(), recipe=SOLVED, **QUIET).fit(tiny_part(), epochs=5)
+
+
 def test_fine_tuning_goes_on_from_the_fitted_head(tiny_model, tiny_part):
     part = tiny_part(40)
     alone, followed = tiny_model(), tiny_model()
