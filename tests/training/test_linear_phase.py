@@ -51,7 +51,8 @@ def test_one_row_and_no_epoch(tiny_model, tiny_part, tmp_path):
     assert row["val_loss"] == pytest.approx(report.log_loss, rel=1e-4)
     assert "C" in str(history).splitlines()[0]
     assert json.loads((run / "history.jsonl").read_text()) == row
-    assert "(66 parameters, L-BFGS) on stored outputs" in json.loads((run / "config.json").read_text())["decisions"][0]
+    config = json.loads((run / "config.json").read_text())
+    assert "(66 parameters, L-BFGS) on stored outputs" in config["decisions"][0]
 
 
 def test_epochs_are_shared_among_the_phases_that_have_any(tiny_model, tiny_part):

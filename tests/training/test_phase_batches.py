@@ -22,7 +22,8 @@ class Staged(nn.Module):
 
     def __init__(self, dropout=0.0):
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.first = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU())
         self.second = nn.Sequential(
             nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             nn.Dropout(dropout),
@@ -99,13 +100,16 @@ def test_training_a_stage_on_stored_outputs_is_training_it_through_the_model(
     assert torch.equal(on_stored.first[1].running_mean.cpu(), staged().first[1].running_mean)
 
 
+STORED, SECOND = "on stored outputs of what is frozen", ("second", "head")
+
+
 @pytest.mark.parametrize(("phase", "note"), [
-    (tk.Phase(train="head"), "on stored outputs of what is frozen, before 'fc'"),
-    (tk.Phase(train=("second", "head")), "on stored outputs of what is frozen, before 'second'"),
+    (tk.Phase(train="head"), f"{STORED}, before 'fc'"),
+    (tk.Phase(train=SECOND), f"{STORED}, before 'second'"),
     (tk.Phase(train="all"), "on images, plain: nothing is frozen"),
-    (tk.Phase(train=("second", "head"), augmentation="light"), "on images, light: the images vary in each epoch"),
-    (tk.Phase(train=("second", "head"), augmentation="none"), "on stored outputs of what is frozen"),
-    (tk.Phase(train=("second", "head"), augmentation="light", views=2), "on stored outputs of what is frozen"),
+    (tk.Phase(train=SECOND, augmentation="light"), "on images, light: the images vary in each epoch"),
+    (tk.Phase(train=SECOND, augmentation="none"), STORED),
+    (tk.Phase(train=SECOND, augmentation="light", views=2), STORED),
     (tk.Phase(train=("first", "head")), "on images, plain: nothing is frozen before what trains"),
 ])  # fmt: skip
 def test_how_a_phase_runs_is_said(phase, note, note_of):
