@@ -56,7 +56,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
         type=_batch_size if trains else int,
         default=64,
         metavar="N",
-        help=f"images in a batch{', or auto for the most that fit' if trains else ''} (64)",
+        help=f"images in a batch{', or auto: a power of two that fits' if trains else ''} (64)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
@@ -101,8 +101,17 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--head-lr", type=float, metavar="X", help="learning rate of the head")
     add("--layer-decay", type=float, metavar="X", help="factor on the rate from each stage to the one before")
     add("--optimizer", metavar="NAME", help="sgd, adam or adamw (the recipe's own)")
-    add("--solver", metavar="NAME", help="sgd or lbfgs, for phases of the head alone (the recipe's own)")
-    add("--views", type=int, metavar="K", help="train heads on K stored augmented views of each image (1)")
+    add(
+        "--solver",
+        metavar="NAME",
+        help="lbfgs fits a linear head without epochs, sgd trains it (the recipe's)",
+    )
+    add(
+        "--views",
+        type=int,
+        metavar="K",
+        help="a head that trains alone sees K stored augmented views (1: plain)",
+    )
     add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
     add(
         "--val",
@@ -145,7 +154,13 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "show or clear what is kept on disk to be used again"
-    parser = commands.add_parser("cache", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser = commands.add_parser(
+        "cache",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog="TRANSFERKIT_CACHE names the folder (~/.cache/transferkit), and TRANSFERKIT_CACHE_SIZE how "
+        "much it may hold, such as 20GB (10GB).",
+    )
     parser.add_argument("action", nargs="?", choices=("show", "clear"), default="show", help="(show)")
     parser.add_argument("--kind", choices=KINDS, help="only these (all)")
     _add_output(parser)

@@ -73,7 +73,8 @@ class Execution:
             )
 
     def __str__(self) -> str:
-        place = f"{self.device} ({self.threads} threads)" if self.device == "cpu" else self.device
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        place = f"{self.device} ({threads})" if self.device == "cpu" else self.device
         layout = "channels last" if self.channels_last else "channels first"
         compiled = "compiled where it pays"
         if isinstance(self.compile, bool):

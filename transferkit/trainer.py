@@ -53,7 +53,8 @@ class Trainer:
         augmentation: How training images vary while backbone parameters train: a registered
             name, an ``Augmentation``, or a callable from PIL image to PIL image. ``None``
             leaves it to the recipe.
-        batch_size: Images in a batch; ``"auto"`` takes the largest power of two that fits.
+        batch_size: Images in a batch; ``"auto"`` takes the largest power of two that fits in memory, at
+            most 512 and at most an eighth of the training images.
         callbacks: Told of phases, epochs and steps.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"`` (bfloat16 where the hardware computes it), ``"fp32"``, ``"bf16"`` or ``"fp16"``.
@@ -168,6 +169,7 @@ class Trainer:
             data.batch_size = self._resolve_batch_size(phases, data)
             # Pixels are kept where a later phase goes through the images again.
             data.keep = any(phase.train != "head" for phase in phases)
+            phases = list(phases)
             config = self._config(phases, data, record)
             self.history = History()
             best = BestWeights()
@@ -216,7 +218,7 @@ class Trainer:
     def _run_phase(
         self,
         number: int,
-        phases: Sequence[Phase],
+        phases: list[Phase],
         data: TrainingData,
         best: BestWeights,
         config: dict[str, Any],
@@ -231,6 +233,8 @@ class Trainer:
             reason = why_not_solved(self.model, data)
         if reason is not None:
             solved = False
+            phase = phases[number] = dataclasses.replace(phase, solver="sgd")
+            config["phases"][number] = phase.to_dict()
             batches = dataclasses.replace(batches, how=f"{batches.how}; by steps, because {reason}")
         tools = self._tools(phase, batches, data)
         groups = tools.optimizer.param_groups
@@ -257,7 +261,9 @@ class Trainer:
 
         if solved:
             row = {"epoch": epochs_of(phases[:number])}
-            finish_epoch(row | fit_head(self.model, batches, data, phase, seed=self.seed))
+            with tools.execution.arithmetic():
+                row |= fit_head(self.model, batches, data, phase, seed=self.seed)
+            finish_epoch(row)
         else:
             with tools.execution.arithmetic():
                 run_phase(

@@ -124,7 +124,7 @@ def test_without_a_cache_features_are_the_same_and_leave_nothing(
     monkeypatch.setenv("TRANSFERKIT_CACHE_SIZE", "0")
     again = features(tiny_model(), tiny_part(40))
     assert np.array_equal(again.x, expected)
-    assert again.note == "fp32"
+    assert again.note == "fp32; kept for this run alone"
     assert not (tmp_path / "none").exists()
 
 

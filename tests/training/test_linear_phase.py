@@ -121,7 +121,7 @@ def test_something_after_the_head_makes_it_train_by_steps(tiny_part, tiny_model)
     phase = tk.Phase(train="head", solver="lbfgs", epochs=1)
     history = tk.Trainer(model, recipe=phase, callbacks=[watch], **QUIET).fit(tiny_part())
     assert history[0]["epoch"] == 1
-    assert watch.notes[0].endswith("; by steps, because the head is not all that trains on the features")
+    assert watch.notes[0].endswith("; by steps, because dropout or another layer trains with the head")
 
 
 def test_views_of_an_image_count_as_samples(tiny_model, tiny_part):

@@ -43,7 +43,7 @@ def staged(dropout=0.0):
 
 @pytest.fixture(autouse=True)
 def reading_always_pays(monkeypatch):
-    """These networks are so small that computing them again takes less than reading what they gave."""
+    """What these small networks give takes longer to read than to compute, or would by the rule."""
     monkeypatch.setattr(stored, "_OPERATIONS_PER_BYTE", {})
 
 

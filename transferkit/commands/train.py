@@ -98,6 +98,13 @@ def _phases(options: Options) -> tuple[Phase, ...]:
     heads = {"solver": options.solver, "views": options.views}
     changes = {name: value for name, value in heads.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) if phase.head_only else phase for phase in phases)
+    if changes and not any(phase.head_only for phase in phases):
+        warnings.warn(
+            f"{' and '.join(f'--{name}' for name in changes)} is not used: "
+            f"no phase of the recipe {options.recipe!r} trains the head alone.",
+            UserWarning,
+            stacklevel=2,
+        )
     plain = all(phase.head_only and phase.views == 1 for phase in phases)
     if options.augmentation not in (None, "none") and plain:
         warnings.warn(

@@ -110,7 +110,8 @@ class Part:
     def identity(self, index: int) -> str:
         """Return a text that changes when the image does, without decoding it.
 
-        A file's is its path, size and time of change; any other image's a hash of its bytes.
+        A file's is its path, its size, the times at which its content and the file itself last
+        changed, and its number on the disk; any other image's is a hash of its bytes.
         """
         source = self.sources[index]
         if isinstance(source, Path):
@@ -118,7 +119,9 @@ class Part:
                 status = source.stat()
             except OSError as error:
                 raise ImageDecodeError(f"The image '{source}' cannot be read: {error.strerror}.") from error
-            return f"{source.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+            # The time of the content alone can be set, as tools that unpack or copy files do.
+            changed = f"{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+            return f"{source.resolve()}|{status.st_size}|{changed}"
         data = source if isinstance(source, bytes) else np.ascontiguousarray(source).tobytes()
         return hashlib.blake2b(data, digest_size=16).hexdigest()
 

@@ -22,7 +22,7 @@ from transferkit.loading.sources import image_batches, part_of
 from transferkit.runtime import Execution, given_execution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """What the head of a model is given for each image of a part.
 
@@ -43,6 +43,9 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        return f"Features({self.x.shape[0]} images, {self.x.shape[1]} numbers each, {self.note})"
 
 
 def extract_features(

@@ -163,7 +163,7 @@ class FrozenPrefix:
                 self.note = f"{self.form}; {f'{known:,} from the cache, ' if known else ''}kept in the cache"
                 return store.rows(ids)
         everything = np.arange(len(ids))
-        self.note = str(self.form)
+        self.note = f"{self.form}; kept for this run alone"
         return _collected(self._blocks(source, everything, len(part)), len(ids))
 
     def _keep(self, store: RowStore, ids: Sequence[str], blocks: Iterator[Tensor]) -> bool:
@@ -192,9 +192,9 @@ class FrozenPrefix:
             else torch.backends.cpu.get_cpu_capability()
         )
         return {
-            "model": self._name,
+            "model": f"{self._name} at {self._preprocessing.size} px",
             "where": self.split.where,
-            "precision": self.form.precision,
+            "how": f"{self.form}{', exact decoding' if execution.decode == 'exact' else ''}",
             "module": self._fingerprint,
             "preprocessing": self._preprocessing.to_dict(),
             "form": dataclasses.asdict(self.form),

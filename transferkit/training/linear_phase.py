@@ -47,7 +47,7 @@ def why_not_linear(model: nn.Module, batches: PhaseBatches) -> str | None:
         given = batches.module(some)
         expected = head(some) if some.ndim == 2 else None
     if expected is None or given.shape != expected.shape or not torch.equal(given, expected):
-        return "the head is not all that trains on the features"
+        return "dropout or another layer trains with the head"
     return None
 
 

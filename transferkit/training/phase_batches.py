@@ -65,7 +65,8 @@ def phase_batches(
         assert train_part is not None
         source = data.prefix_batches(train_part, BATCH_SIZE, views.augmentation)
         rows = prefix.rows(train_part, source, views)
-        how = f"on stored outputs of what is frozen, {split.where} ({prefix.note})"
+        shown = "" if views.augmentation is None else f"{views.count} views by {views.augmentation.name!r}; "
+        how = f"on stored outputs of what is frozen, {split.where} ({shown}{prefix.note})"
         train = data.row_batches(rows, train_part.targets, shuffle=True, views=phase.views)
         val: BatchSource | None = None
         if data.val_part is not None:
