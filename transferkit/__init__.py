@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.evaluation.scoring import evaluate as evaluate
     from transferkit.features.extract import Features as Features
     from transferkit.features.extract import extract_features as extract_features
+    from transferkit.features.probe import probe_backbones as probe_backbones
     from transferkit.freezing import freeze as freeze
     from transferkit.freezing import unfreeze as unfreeze
     from transferkit.heads import class_names as class_names
@@ -93,6 +94,7 @@ _HOMES = {
     "load_model": "transferkit.saved_model",
     "parameter_groups": "transferkit.param_groups",
     "per_sample": "transferkit.augmentations",
+    "probe_backbones": "transferkit.features.probe",
     "register_augmentation": "transferkit.augmentations",
     "register_backbone": "transferkit.backbones.registry",
     "register_dataset": "transferkit.datasets.registry",

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "backbones":
             listing.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'resnet*'")
         _add_output(listing)
+    _add_probe(commands)
     _add_cache(commands)
     return parser
 
@@ -150,6 +151,41 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--grid", metavar="FILE", help="a picture of the first images with their labels")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels for each image (1)")
     _add_run_options(parser)
+
+
+def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "compare backbones on your images, before any is trained"
+    parser = commands.add_parser("probe", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    add(
+        "--backbone",
+        action="append",
+        metavar="NAME[=W]",
+        help="see 'transferkit backbones' (mini); with its own weights after '='; may be given again",
+    )
+    add(
+        "--weights",
+        default="default",
+        metavar="W",
+        help="of backbones without their own: default, none, a name, or a .safetensors or .pth file",
+    )
+    add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
+    add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
+    add(
+        "--val",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="share to score on where there is no val or test part (0.2)",
+    )
+    add("--subset", type=float, metavar="X", help="use this share of every part")
+    add("--shots", type=int, metavar="N", help="fit to this many images of each class")
+    add("--seed", type=int, default=0, metavar="N", help="of split, folds and random weights (0)")
+    add("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+    add("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
+    _add_output(parser)
 
 
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,6 +9,7 @@ COMMANDS = {
     "datasets": "transferkit.commands.listings:datasets",
     "evaluate": "transferkit.commands.evaluate:evaluate",
     "predict": "transferkit.commands.predict:predict",
+    "probe": "transferkit.commands.probe:probe",
     "quickstart": "transferkit.commands.quickstart:quickstart",
     "recipes": "transferkit.commands.listings:recipes",
     "train": "transferkit.commands.train:train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from transferkit.checks import check_between, check_choice, check_int, check_positive, require
 from transferkit.errors import DataError
-from transferkit.features.newton import WeightedSamples, minimise
-from transferkit.features.regularisation import (
-    PATH_TOLERANCE,
+from transferkit.features.labelled import check_labelled
+from transferkit.features.newton import WeightedSamples, minimize
+from transferkit.features.regularization import (
     Choice,
     HeldOut,
     choose_strength,
@@ -23,27 +22,23 @@ from transferkit.features.regularisation import (
     penalty_of,
     stratified_folds,
 )
+from transferkit.features.scaling import SCALINGS, FeatureScaling, span_basis
 
 # Inverse strengths that are tried, two in each decade.
 STRENGTHS = tuple(float(f"{value:.3g}") for value in np.logspace(-5, 1, 13))
 # The logits of the other classes have mean 0, so that a class with this logit never wins, and its
 # probability is below 1e-13.
 ABSENT_LOGIT = -30.0
-SCALINGS = ("pareto", "standard")
-
-_ROWS = 4096  # rows that are in double precision at a time
-_TOLERANCE = 1e-6
-_SMALLEST_DEVIATION = 1e-30  # weights for less would not fit in single precision
 
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """A linear classifier, and how its regularisation was chosen.
+    """A linear classifier, and how its regularization was chosen.
 
     Attributes:
         weight: float32 ``[C, D]``, for features as they were given.
         bias: float32 ``[C]``.
-        c: Inverse strength of the regularisation.
+        c: Inverse strength of the regularization.
         reason: Why it is this one, in a few words.
         losses: Mean loss on held-out samples at each strength that was tried; empty where none was.
         accuracies: Share of right held-out samples at each of them.
@@ -82,9 +77,9 @@ def fit_linear(
 ) -> LinearFit:
     """Fit multinomial logistic regression to convergence, on the device of the features.
 
-    What is minimised is what scikit-learn's ``LogisticRegression`` minimises: ``c`` times the sum
+    What is minimized is what scikit-learn's ``LogisticRegression`` minimizes: ``c`` times the sum
     of the cross entropies, each times the weight of its class, plus half the squared weights. The
-    bias is not penalised, and two classes share one row of weights. There is one optimum, which
+    bias is not penalized, and two classes share one row of weights. There is one optimum, which
     does not depend on chance; the seed is that of the folds.
 
     A class without samples, or of weight 0, takes no part: its weights are 0 and its bias is -30,
@@ -94,7 +89,7 @@ def fit_linear(
         x: Features, shape ``[N, D]``, of any floating-point type.
         y: Class indices, shape ``[N]``.
         num_classes: Number of classes ``C``.
-        c: Inverse strength of the regularisation, or several to choose from; ``None`` takes
+        c: Inverse strength of the regularization, or several to choose from; ``None`` takes
             13 from 1e-5 to 10. The lowest loss on held-out samples decides; among strengths
             within one standard error of it, the one nearest to 0.03.
         class_weights: Weight of each class, shape ``[C]``, in the loss on held-out samples too.
@@ -108,10 +103,8 @@ def fit_linear(
         groups: A number for each row, shape ``[N]``; rows with the same number, such as views of
             one image, stay in one fold.
         seed: What the folds follow from.
-        scaling: What the features are divided by, after centring, before their weights are
-            penalised: ``"pareto"`` the geometric mean of the feature's own standard deviation and
-            the average one, ``"standard"`` its own. With few samples the latter gives weight to
-            features that hardly vary.
+        scaling: ``"pareto"`` or ``"standard"``: the scale on which weights are penalized; see
+            ``FeatureScaling``.
 
     Raises:
         DataError: A feature is NaN or infinite, or no sample of ``val`` has a class of ``x``.
@@ -133,7 +126,7 @@ def fit_linear(
     check_int(owner, "seed", seed)
     check_between(owner, "label_smoothing", label_smoothing, 0, 1)
     check_choice(owner, "scaling", scaling, SCALINGS)
-    y = _checked_targets(x, y, num_classes, "y")
+    y = check_labelled(owner, x, y, num_classes)
     weights = _checked_weights(class_weights, num_classes).to(x.device)
     members = _checked_groups(groups, len(x))
     kept = weights[y] > 0
@@ -143,14 +136,19 @@ def fit_linear(
     present, y = torch.unique(y, return_inverse=True)
     weights = weights[present]
 
-    scaled = _Scaling(x, scaling)
-    samples = WeightedSamples(scaled.apply(x), _soft_targets(y, weights, label_smoothing))
+    scale = FeatureScaling(x, scaling)
+    features = scale.apply(x)
+    basis = span_basis(features)
+    samples = WeightedSamples(_in_basis(features, basis), _soft_targets(y, weights, label_smoothing))
     gram = samples.gram()
     held_out: list[HeldOut] = []
     reason = "as given" if len(strengths) == 1 else "a class has a single sample"
     if len(strengths) > 1 and val is not None:
+        wanted, width = f"features of {x.shape[1]} columns, as 'x' has", val[0].shape[-1]
+        require(width == x.shape[1], owner, "val", wanted, f"{width} columns")
         val_x, val_y = _known_samples(*val, num_classes, present)
-        scored = WeightedSamples(scaled.apply(val_x), _soft_targets(val_y, weights, label_smoothing))
+        val_x = _in_basis(scale.apply(val_x), basis)
+        scored = WeightedSamples(val_x, _soft_targets(val_y, weights, label_smoothing))
         held_out, reason = [HeldOut(samples, scored, val_y)], "loss on the validation part"
     elif len(strengths) > 1:
         held_out = stratified_folds(samples, y, members, folds, seed)
@@ -160,47 +158,18 @@ def fit_linear(
     usual = nearest_to_usual(strengths)
     choice = choose_strength(strengths, held_out, zero, gram) if held_out else Choice(usual, zero, {}, {})
     penalty = penalty_of(choice.c, samples)
-    near, _, _ = minimise(samples, penalty, choice.start, gram, tolerance=PATH_TOLERANCE, dtype=torch.float32)
-    fitted, iterations, converged = minimise(samples, penalty, near, gram, tolerance=_TOLERANCE)
+    near, rough_steps, _ = minimize(samples, penalty, choice.start, gram, exact=False)
+    fitted, exact_steps, converged = minimize(samples, penalty, near, gram, exact=True)
+    inner = fitted[:, :-1] if basis is None else fitted[:, :-1] @ basis.T
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float32, device=x.device)
     bias = torch.full((num_classes,), ABSENT_LOGIT, dtype=torch.float32, device=x.device)
-    inner_weight, inner_bias = scaled.undo(fitted - fitted.mean(dim=0))
-    weight[present], bias[present] = inner_weight.float(), inner_bias.float()
-    return LinearFit(weight, bias, choice.c, reason, choice.losses, choice.accuracies, iterations, converged)
+    weight[present], bias[present] = scale.undo(inner, fitted[:, -1])
+    steps = rough_steps + exact_steps
+    return LinearFit(weight, bias, choice.c, reason, choice.losses, choice.accuracies, steps, converged)
 
 
-class _Scaling:
-    """Standardises features, and gives weights back for features as they were."""
-
-    def __init__(self, x: Tensor, kind: str) -> None:
-        lowest, highest = x.amin(dim=0).double(), x.amax(dim=0).double()
-        total = torch.zeros_like(lowest)
-        for rows in torch.split(x, _ROWS):
-            total += rows.double().sum(dim=0)
-        self.shift = total / len(x)
-        squares = torch.zeros_like(lowest)
-        for rows in torch.split(x, _ROWS):
-            squares += (rows.double() - self.shift).square().sum(dim=0)
-        deviation = (squares / len(x)).sqrt()
-        varies = (lowest < highest) & (deviation > _SMALLEST_DEVIATION)
-        scale = deviation if kind == "standard" else (deviation * deviation[varies].mean()).sqrt()
-        # A feature that tells nothing becomes 0, and so does its weight, whatever it is elsewhere.
-        self.scale = scale.where(varies, math.inf)
-        self.basis: Tensor | None = None
-        if 2 * len(x) <= x.shape[1]:
-            # The optimum lies in the span of the samples, which has fewer dimensions.
-            self.basis = torch.linalg.qr(((x.double() - self.shift) / self.scale).T).Q
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Return standardised features, float32 ``[N, D]``, or fewer in the basis of the span."""
-        parts = ((rows.double() - self.shift) / self.scale for rows in torch.split(x, _ROWS))
-        return torch.cat([(part if self.basis is None else part @ self.basis).float() for part in parts])
-
-    def undo(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight and bias for features as they were, from those for standardised ones."""
-        inner = weights[:, :-1] if self.basis is None else weights[:, :-1] @ self.basis.T
-        weight = inner / self.scale
-        return weight, weights[:, -1] - weight @ self.shift
+def _in_basis(x: Tensor, basis: Tensor | None) -> Tensor:
+    return x if basis is None else (x.double() @ basis).float()
 
 
 def _soft_targets(y: Tensor, class_weights: Tensor, smoothing: float) -> Tensor:
@@ -213,7 +182,7 @@ def _soft_targets(y: Tensor, class_weights: Tensor, smoothing: float) -> Tensor:
 def _known_samples(x: Tensor, y: Tensor, num_classes: int, present: Tensor) -> tuple[Tensor, Tensor]:
     """Return the validation samples of classes that are fitted, with their positions among these."""
     x = x.to(present.device)
-    y = _checked_targets(x, y, num_classes, "val")
+    y = check_labelled("fit_linear", x, y, num_classes, ("val", "val"))
     position = torch.full((num_classes,), -1, device=present.device)
     position[present] = torch.arange(len(present), device=present.device)
     known = position[y] >= 0
@@ -228,29 +197,6 @@ def _checked_strengths(c: float | Sequence[float] | None) -> tuple[float, ...]:
     given = list(c) if isinstance(c, Iterable) else [c]
     require(len(given) > 0, "fit_linear", "c", "a positive float or several", c)
     return tuple(sorted({check_positive("fit_linear", "c", each) for each in given}))
-
-
-def _checked_targets(x: Tensor, y: Tensor, num_classes: int, parameter: str) -> Tensor:
-    """Return class indices on the device of the features, both found to be in order."""
-    valid = x.ndim == 2 and min(x.shape) > 0 and x.is_floating_point()
-    shown = f"{x.dtype} of shape {list(x.shape)}"
-    wanted = "features: floats of shape [N, D], both at least 1"
-    features = "x" if parameter == "y" else parameter
-    require(valid, "fit_linear", features, wanted, shown)
-    valid = y.shape == x.shape[:1] and not y.is_floating_point()
-    wanted = "class indices: ints, one for each row of features"
-    require(valid, "fit_linear", parameter, wanted, f"{y.dtype} of shape {list(y.shape)}")
-    low, high = int(y.min()), int(y.max())
-    wanted = f"class indices from 0 to {num_classes - 1}"
-    require(low >= 0 and high < num_classes, "fit_linear", parameter, wanted, low if low < 0 else high)
-    finite = x.isfinite().all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise DataError(
-            f"The {features!r} parameter of fit_linear must have finite features. "
-            f"Got NaN or infinity in row {row} instead."
-        )
-    return y.to(x.device, torch.int64)
 
 
 def _checked_weights(class_weights: Tensor | None, num_classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How strongly to regularise a linear classifier, chosen on samples that it was not fitted to."""
+"""How strongly to regularize a linear classifier, chosen on samples that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transferkit.features.newton import WeightedSamples, minimise
+from transferkit.features.newton import WeightedSamples, minimize
 from transferkit.seeding import stream
 
 # The inverse strength that is taken where held-out samples tell too little.
 USUAL_C = 0.0316
 
-PATH_TOLERANCE = 1e-2  # the losses that are compared then have about four right digits
 _PATIENCE = 2  # clearly worse strengths in a row, after which the path ends
 
 
@@ -90,14 +89,8 @@ def choose_strength(
         for number, each in enumerate(held_out):
             last = fits[number]
             # From the fit's own past alone: another fold's would know the samples held out of this one.
-            fits[number], _, _ = minimise(
-                each.fitted,
-                penalty_of(c, each.fitted),
-                last + moves[number],
-                gram,
-                tolerance=PATH_TOLERANCE,
-                dtype=torch.float32,
-            )
+            penalty, start = penalty_of(c, each.fitted), last + moves[number]
+            fits[number], _, _ = minimize(each.fitted, penalty, start, gram, exact=False)
             moves[number] = fits[number] - last
             scores.append(each.score(fits[number]))
         losses[c] = torch.cat([score[0] for score in scores])

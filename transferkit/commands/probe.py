@@ -1,0 +1,44 @@
+"""Compare backbones on a data set before any is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transferkit.commands.common import Options, show, tell
+
+if TYPE_CHECKING:
+    from transferkit.datasets.base import Splits
+
+
+def probe(options: Options) -> None:
+    """Score simple classifiers on the frozen features of each backbone."""
+    from transferkit.features.probe import probe_backbones
+
+    table = probe_backbones(
+        _load_data(options),
+        options.backbone or ["mini"],
+        weights=options.weights,
+        image_size=options.image_size,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        tell=lambda line: tell(options, line),
+    )
+    show(options, str(table), table.to_dict())
+
+
+def _load_data(options: Options) -> Splits:
+    """Load the data, with a validation part drawn only where there is no part to score on."""
+    from transferkit.datasets.load import load_dataset
+
+    given = {
+        "label_from": options.label_from,
+        "subset": options.subset,
+        "shots": options.shots,
+        "seed": options.seed,
+    }
+    splits = load_dataset(options.data, val=0, **given)
+    if splits.val is None and splits.test is None:
+        splits = load_dataset(options.data, val=options.val, **given)
+    return splits
