@@ -162,7 +162,6 @@ def test_the_form_follows_from_facts(compile, expected):
     execution = dataclasses.replace(FP32, compile=compile)
     form = choose_form(small_network(), execution, operations=10**13, batch_size=32)
     assert form == Form("fp32", True, expected, 32)
-    assert choose_form(small_network(), execution, operations=10**6, batch_size=32).folded is False
     plain = dataclasses.replace(execution, fold=False)
     assert choose_form(small_network(), plain, operations=10**13, batch_size=32).folded is False
 
@@ -171,7 +170,8 @@ def test_a_whole_model_falls_back_where_its_fast_form_goes_wrong(monkeypatch):
     model, images = small_network(), torch.randn(2, 3, 8, 8)
     monkeypatch.setattr(inference, "_FOLDING_PAYS", 0)
     monkeypatch.setattr(inference, "_folded", lambda module, notes: small_network())
-    forward = fast_model(model, 8, 100, 64, FP32)
+    with pytest.warns(UserWarning, match="^The model runs more slowly than it could: its fast form differs"):
+        forward = fast_model(model, 8, 100, 64, FP32)
     with torch.no_grad():
         assert torch.equal(forward(images), model(images))
 

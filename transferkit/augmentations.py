@@ -7,6 +7,7 @@ alone, so the number of workers, the batch size and the device change nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,7 +98,18 @@ def augmentation(name: str, preprocessing: Preprocessing | str) -> Augmentation:
     return AUGMENTATIONS[name](resolve_preprocessing(preprocessing))
 
 
+def is_built_in(augmentation: Augmentation, preprocessing: Preprocessing) -> bool:
+    """Whether an augmentation is, itself, what a name of this package gives for a preprocessing."""
+    return augmentation.name in _BUILT_IN and augmentation is AUGMENTATIONS[augmentation.name](preprocessing)
+
+
+_BUILT_IN = ("none", "light", "standard", "strong")
+# One object for each preprocessing, so that it is known again.
+_kept = functools.lru_cache(maxsize=32)
+
+
 @register_augmentation("none")
+@_kept
 def _none(preprocessing: Preprocessing) -> Augmentation:
     """Leave every image as it is."""
 
@@ -111,6 +123,7 @@ def _none(preprocessing: Preprocessing) -> Augmentation:
 
 
 @register_augmentation("light")
+@_kept
 def _light(preprocessing: Preprocessing) -> Augmentation:
     """Shift by up to an eighth of the side, the border mirrored, and flip one image in two.
 
@@ -145,6 +158,7 @@ def _draw_crops(numbers: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.f
 
 
 @register_augmentation("standard")
+@_kept
 def _standard(preprocessing: Preprocessing) -> Augmentation:
     """Cut out a random box, resize it to the model's size, and flip one image in two.
 
@@ -169,6 +183,7 @@ def _standard(preprocessing: Preprocessing) -> Augmentation:
 
 
 @register_augmentation("strong")
+@_kept
 def _strong(preprocessing: Preprocessing) -> Augmentation:
     """Do what ``standard`` does, then TrivialAugment, then paint over a box in one image of four.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transferkit.classification import logits_of
 from transferkit.runtime import Execution, bf16_unit
 
-# Operations from which folding saves more time than the second or so that tracing and copying take.
+# Operations from which folding a whole model saves more than the second that tracing and copying take.
 _FOLDING_PAYS = 1e12
 # Seconds that compiling saves for each 10^12 floating-point operations, measured on ResNets, and
 # seconds that it takes: so many at least, and so many more for each layer with parameters.
@@ -85,7 +89,8 @@ def work_of(module: nn.Module, size: int) -> Work:
             # A module that makes tensors of its own mixes devices; it is asked with a real image.
             like = next(iter(state.values()), torch.empty(0))
             output = module(torch.zeros(1, 3, size, size, device=like.device))
-    return Work(counter.get_total_flops(), tuple(getattr(output, "logits", output).shape[1:]))
+    shape = getattr(getattr(output, "logits", output), "shape", (1,))
+    return Work(counter.get_total_flops(), tuple(shape[1:]))
 
 
 def pays_to_compile(module: nn.Module, operations: int, execution: Execution) -> bool:
@@ -113,8 +118,7 @@ def choose_form(module: nn.Module, execution: Execution, *, operations: int, bat
         operations: Floating-point operations for all images together.
         batch_size: Images that go through at once.
     """
-    folds = execution.fold and operations > _FOLDING_PAYS
-    folds = folds and any(isinstance(each, _BatchNorm) for each in module.modules())
+    folds = execution.fold and any(isinstance(each, _BatchNorm) for each in module.modules())
     compiles = execution.compile
     if compiles == "auto":
         compiles = pays_to_compile(module, operations, execution)
@@ -130,7 +134,8 @@ class FastForward:
         execution: Device and memory format.
 
     Attributes:
-        notes: Sentences on what of the form could not be had, and why.
+        form: How it runs; what of the form that was asked for could not be had is left out.
+        notes: Why something could not be had.
 
     >>> module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
     >>> execution = Execution("cpu", "fp32", channels_last=True)
@@ -148,7 +153,11 @@ class FastForward:
         self._tried = True
         if not form.changes:
             return
+        self._plain = module
         plain = _folded(module, self.notes) if form.folded else copy.deepcopy(module)
+        self.form = dataclasses.replace(form, folded=form.folded and not self.notes)
+        if not self.form.changes:
+            return
         plain = plain.eval().requires_grad_(False)
         self._module = plain.to(execution.dtype).to(memory_format=execution.memory_format)
         if form.compiled:
@@ -175,9 +184,8 @@ class FastForward:
             # One shape alone, so that it is compiled once.
             filling = images.new_zeros((self.form.batch_size - count, *images.shape[1:]))
             images = torch.cat([images, filling]).contiguous(memory_format=self.execution.memory_format)
-        output = self._first(images) if not self._tried else self._call(images)
-        logits: Tensor = getattr(output, "logits", output)
-        return logits[:count]
+        output = _tensor_of(self._first(images) if not self._tried else self._call(images))
+        return output[:count]
 
     def _first(self, images: Tensor) -> Any:
         """Compile, or say why that failed and go on without."""
@@ -187,8 +195,15 @@ class FastForward:
         except Exception as error:  # compilers fail in many ways, and none of them is the user's
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self.notes.append(f"compiling failed ({lines[0][:200]}), so it runs uncompiled")
+            self.form = dataclasses.replace(self.form, compiled=False)
+            self._module = self._module if self.form.changes else self._plain
             self._call = self._as_it_is
             return self._call(images)
+
+
+def _tensor_of(output: Any) -> Tensor:
+    """Return what a module gave, or the logits of a record, as a tensor."""
+    return output if isinstance(output, Tensor) and output.ndim > 0 else logits_of(output)
 
 
 def _folded(module: nn.Module, notes: list[str]) -> nn.Module:
@@ -218,10 +233,9 @@ def why_not_fast(forward: FastForward, module: nn.Module, images: Tensor) -> str
     """
     try:
         fast = forward(images).float()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         return f"its fast form failed ({str(error).strip().splitlines()[0][:200]})"
-    output = module(images)
-    exact = getattr(output, "logits", output).float()
+    exact = _tensor_of(module(images)).float()
     if fast.shape != exact.shape:
         return f"its fast form gives the shape {list(fast.shape)} instead of {list(exact.shape)}"
     tolerance = 1e-4 if forward.form.precision == "fp32" else 0.1
@@ -245,15 +259,40 @@ def fast_model(
     """
     plain = Form(execution.precision, False, False, batch_size)
     # A single image is not worth the count of what it takes.
-    if images < batch_size and execution.compile != True:  # noqa: E712 ("auto" is truthy)
+    asked = execution.compile is True
+    if images < batch_size and not asked:
         return FastForward(model, plain, execution)
     operations = images * work_of(model, size).operations
     form = choose_form(model, execution, operations=operations, batch_size=batch_size)
+    if not form.compiled and operations < _FOLDING_PAYS:
+        return FastForward(model, plain, execution)
     forward = FastForward(model, form, execution)
-    if form.changes:
-        like = next(model.parameters())
-        # Noise shows a form that went wrong as well as photos do.
-        noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(like.device)
-        if why_not_fast(forward, model, noise) is not None:
-            return FastForward(model, plain, execution)
-    return forward
+    if not forward.form.changes:
+        return forward
+    like = next(model.parameters())
+    # Noise shows a form that went wrong as well as photos do.
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(like.device)
+    reason = why_not_fast(forward, model, noise)
+    if reason is not None or (form.compiled and not forward.form.compiled):
+        notes = "; ".join([*forward.notes, *([] if reason is None else [reason])])
+        warnings.warn(f"The model runs more slowly than it could: {notes}.", UserWarning, stacklevel=3)
+    return forward if reason is None else FastForward(model, plain, execution)
+
+
+# Up to so many operations for an image, threads cost more than they gain, and so does low precision.
+_SMALL = 2e6
+
+
+def small_execution(module: nn.Module, shape: tuple[int, ...], execution: Execution) -> Execution:
+    """Return how a head or suffix runs: a small one in float32 on one thread, another as the model does.
+
+    Args:
+        module: What runs on stored rows.
+        shape: That of a row.
+        execution: How the model runs.
+    """
+    weights = sum(each.numel() for each in module.parameters())
+    # Each weight meets each position of a map at most once, going forward and twice going backward.
+    if 6 * weights * math.prod(shape[1:]) > _SMALL:
+        return execution
+    return dataclasses.replace(execution, threads=1, precision="fp32")

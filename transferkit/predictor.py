@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transferkit.backbones.spec import spec_of
 from transferkit.checks import check_int, require
+from transferkit.classification import logits_of
 from transferkit.datasets.scan import Scan
 from transferkit.errors import DataError
 from transferkit.heads import class_names
@@ -75,6 +76,7 @@ class Predictor:
         )
         self.model = self.execution.place(model).eval()
         self._fast: FastForward | None = None
+        self._fast_of: tuple[tuple[int, int], ...] = ()
         self.classes = class_names(model)
 
     @classmethod
@@ -132,16 +134,19 @@ class Predictor:
         with self.execution.arithmetic():
             forward = self._forward_for(len(images))
             return torch.cat(
-                [forward(self._prepared(batch)).float().softmax(dim=1).cpu() for batch in batches]
+                [logits_of(forward(self._prepared(batch))).float().softmax(dim=1).cpu() for batch in batches]
             )
 
     def _forward_for(self, images: int) -> FastForward:
         """Return the model in the form that suits a number of images; one that took time to make is kept."""
-        if self._fast is not None and images >= self.batch_size:
+        state = [*self.model.parameters(), *self.model.buffers()]
+        weights = tuple((each.data_ptr(), each._version) for each in state)
+        # A model that has been trained on since is not the one of which the form was made.
+        if self._fast is not None and images >= self.batch_size and self._fast_of == weights:
             return self._fast
         forward = fast_model(self.model, self.preprocessing.size, images, self.batch_size, self.execution)
         if forward.form.changes:
-            self._fast = forward
+            self._fast, self._fast_of = forward, weights
         return forward
 
     def _prepared(self, images: Sequence[Any]) -> Tensor:

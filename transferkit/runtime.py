@@ -122,7 +122,9 @@ class Execution:
 
     def place(self, model: M) -> M:
         """Move a model to the device and into the memory format, in place."""
-        return model.to(self.device).to(memory_format=self.memory_format)
+        # Weights that are laid out anew within torch.inference_mode() could never train again.
+        with torch.inference_mode(False):
+            return model.to(self.device).to(memory_format=self.memory_format)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold."""

@@ -19,6 +19,7 @@ from transferkit.checks import check_int, check_positive, require
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError, DataError
+from transferkit.inference import small_execution
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import save_model, spec_to_dict
@@ -32,7 +33,7 @@ from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_
 from transferkit.training.loop import PhaseTools, run_phase, steps_of
 from transferkit.training.model_and_data import check_classes, describe
 from transferkit.training.optimizers import build_optimizer, with_default_rates
-from transferkit.training.phase_batches import PhaseBatches, phase_batches, suffix_execution
+from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of, share_epochs
 from transferkit.training.recipes import recipe_phases
 from transferkit.training.run_directory import RunDirectory, versions
@@ -165,11 +166,10 @@ class Trainer:
         check_classes(self.model, data)
         self.execution.place(self.model)
         with self.execution.arithmetic():
-            phases = self._resolve_phases(data, epochs)
+            phases = list(self._resolve_phases(data, epochs))
             data.batch_size = self._resolve_batch_size(phases, data)
             # Pixels are kept where a later phase goes through the images again.
             data.keep = any(phase.train != "head" for phase in phases)
-            phases = list(phases)
             config = self._config(phases, data, record)
             self.history = History()
             best = BestWeights()
@@ -297,7 +297,9 @@ class Trainer:
             )
         criterion = CrossEntropy(phase.label_smoothing, weights).to(self.execution.device)
         scheduler = build_scheduler(optimizer, phase, steps_of(batches.train, phase))
-        execution = suffix_execution(batches, self.execution, data.batch_size)
+        execution = self.execution
+        if batches.features is not None:
+            execution = small_execution(batches.module, tuple(batches.features.shape[1:]), execution)
         kind = torch.device(execution.device).type
         scaler = torch.amp.GradScaler(kind) if execution.precision == "fp16" else None
         return PhaseTools(

@@ -14,7 +14,7 @@ from transferkit.features.fingerprint import module_fingerprint
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).requires_grad_(False)
 
 
 def test_equal_modules_have_equal_fingerprints():
@@ -83,7 +83,32 @@ def test_a_class_without_source_has_no_fingerprint():
 
 def test_the_seed_is_the_only_thing_that_tells_two_resnets_apart(device):
     torch.manual_seed(0)
-    first = models.resnet18(weights=None)
+    first = models.resnet18(weights=None).requires_grad_(False)
     torch.manual_seed(0)
-    second = models.resnet18(weights=None)
+    second = models.resnet18(weights=None).requires_grad_(False)
     assert module_fingerprint(first.to(device)) == module_fingerprint(second)
+
+
+def test_what_trains_plays_no_role():
+    model = network()
+    before = module_fingerprint(model)
+    model[0].requires_grad_(True)
+    without = module_fingerprint(model)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert module_fingerprint(model) == without != before
+
+
+def test_attributes_count_and_what_cannot_be_told_has_no_fingerprint():
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, norm_first=first) for first in (False, True)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert module_fingerprint(layers[0]) != module_fingerprint(layers[1])
+    model = network()
+    model[2].helper = object()
+    assert module_fingerprint(model) is None
+    hooked = network()
+    hooked[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    assert module_fingerprint(hooked) is None
+    replaced = network()
+    replaced[0].forward = lambda images: images
+    assert module_fingerprint(replaced) is None

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 import transferkit as tk
 from transferkit.features import stored
+from transferkit.features.fingerprint import is_versioned
 from transferkit.features.split import split_model
 from transferkit.features.stored import FrozenPrefix
-from transferkit.inference import FastForward
 from transferkit.loading import decode as decode_module
 from transferkit.runtime import resolve_execution
 
 FP32 = {"device": "cpu", "precision": "fp32"}
 
 
+@pytest.fixture(autouse=True)
+def code_that_a_version_stands_for(monkeypatch):
+    """The tests' own networks count as torchvision's, whose rows are used without a look."""
+    monkeypatch.setattr(stored, "is_versioned", lambda module: True)
+
+
 @pytest.fixture
 def computed(monkeypatch):
-    """Counts the images that went through a frozen module."""
+    """Counts the rows that were computed to be stored or used."""
     counts = []
-    original = FastForward.__call__
+    original = FrozenPrefix._blocks
 
-    def counted(self, images):
-        counts.append(len(images))
-        return original(self, images)
+    def counted(self, *arguments):
+        for block in original(self, *arguments):
+            counts.append(len(block))
+            yield block
 
-    monkeypatch.setattr(FastForward, "__call__", counted)
+    monkeypatch.setattr(FrozenPrefix, "_blocks", counted)
     return counts
 
 
 def features(model, part, **options):
-    return tk.extract_features(model, part, **(FP32 | options))
+    return tk.extract_features(model, part, **(options if "execution" in options else FP32 | options))
 
 
 def test_a_second_time_nothing_is_computed_and_nothing_decoded(tiny_model, tiny_part, computed, monkeypatch):
@@ -95,13 +104,7 @@ def test_whatever_changes_bits_is_computed_anew(change, tiny_model, tiny_part, c
         part.sources[3] = 255 - part.sources[3]
     else:
         execution = resolve_execution(model, **FP32)
-        import dataclasses
-
-        options = {
-            "precision": "auto",
-            "device": "auto",
-            "execution": dataclasses.replace(execution, channels_last=False),
-        }
+        options = {"execution": dataclasses.replace(execution, channels_last=False)}
     features(model, part, **options)
     assert sum(computed) == (1 if change == "images" else 8)
 
@@ -124,7 +127,7 @@ def test_without_a_cache_features_are_the_same_and_leave_nothing(
     monkeypatch.setenv("TRANSFERKIT_CACHE_SIZE", "0")
     again = features(tiny_model(), tiny_part(40))
     assert np.array_equal(again.x, expected)
-    assert again.note == "fp32; kept for this run alone"
+    assert again.note == "fp32, folded; kept for this run alone"
     assert not (tmp_path / "none").exists()
 
 
@@ -172,15 +175,15 @@ def test_a_broken_fast_form_gives_way_to_the_model_and_is_not_kept(
     tiny_model, tiny_part, monkeypatch, computed
 ):
     expected = features(tiny_model(), tiny_part(8)).x
-    monkeypatch.setattr("transferkit.inference._FOLDING_PAYS", 0)
+    again = dataclasses.replace(resolve_execution(tiny_model(), **FP32), threads=3)
     monkeypatch.setattr("transferkit.inference._folded", lambda module, notes: torch.nn.Flatten())
     with pytest.warns(UserWarning, match="^The frozen part runs more slowly than it could: its fast form"):
-        found = features(tiny_model(), tiny_part(8))
+        found = features(tiny_model(), tiny_part(8), execution=again)
     np.testing.assert_allclose(found.x, expected, rtol=1e-5, atol=1e-6)
     computed.clear()
     with pytest.warns(UserWarning, match="runs more slowly"):
-        features(tiny_model(), tiny_part(8))
-    assert sum(computed) >= 8
+        features(tiny_model(), tiny_part(8), execution=again)
+    assert sum(computed) == 8
 
 
 def test_two_frozen_stages_are_stored_as_they_are(tiny_part, computed, device):
@@ -190,3 +193,70 @@ def test_two_frozen_stages_are_stored_as_they_are(tiny_part, computed, device):
     trainer = tk.Trainer(model, recipe=phase, progress=False, device=device, precision="fp32")
     trainer.fit(part)
     assert sum(computed) == 40
+
+
+class Scaled(torch.nn.Linear):
+    """Depends on a global, of which nothing in the module tells."""
+
+    factor = 1.0
+
+    def forward(self, images):
+        return super().forward(images.flatten(1)) * Scaled.factor
+
+
+def test_code_that_no_version_stands_for_is_looked_at_before_its_rows_are_used(tiny_part, monkeypatch):
+    monkeypatch.setattr(stored, "is_versioned", is_versioned)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Scaled(192, 6), torch.nn.Linear(6, 2))
+    tk.attach_spec(model, head="1", preprocessing=tk.Preprocessing(size=8))
+    first = features(model, tiny_part(20)).x
+    again = features(model, tiny_part(20))
+    assert again.note == "read from the cache"
+    monkeypatch.setattr(Scaled, "factor", 3.0)
+    with pytest.warns(UserWarning, match="^Stored features are not what the model gives now"):
+        changed = features(model, tiny_part(20))
+    np.testing.assert_allclose(changed.x, 3 * first, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["attribute", "nested", "hook", "forward"])
+def test_settings_and_hooks_of_a_module_count(change, tiny_model, tiny_part):
+    def networks():
+        model = tiny_model()
+        model.body[2] = torch.nn.LeakyReLU(0.1)
+        return model
+
+    part, model = tiny_part(8), networks()
+    before = features(model, part).x
+    if change == "attribute":
+        model.body[2].negative_slope = 0.9
+    elif change == "nested":
+        model.body[0].stride = (1, 1)
+    elif change == "hook":
+        model.body[2].register_forward_hook(lambda module, inputs, output: output * 2)
+    else:
+        model.body[2].forward = lambda inputs: inputs * 2
+    after = features(model, part).x
+    expected = given(model, part)
+    assert not np.allclose(before, after)
+    np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
+
+
+def given(model, part):
+    preprocessing, rows = tk.spec_of(model).preprocessing, []
+    handle = model.fc.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].detach()))
+    with torch.no_grad():
+        for image, _ in part:
+            model.eval()(preprocessing(image)[None])
+    handle.remove()
+    return torch.cat(rows).numpy()
+
+
+def test_only_the_packages_own_augmentations_are_known_by_name(tiny_model, tiny_part, computed):
+    preprocessing = tk.spec_of(tiny_model()).preprocessing
+    light = tk.augmentation("light", preprocessing)
+    inverted = dataclasses.replace(light, apply=lambda images, drawn: 255 - images)
+    phase, part = tk.Phase(train="head", views=2), tiny_part(8)
+    for augmentation, fresh in ((light, 16), (light, 0), (inverted, 16), ("light", 0)):
+        computed.clear()
+        tk.Trainer(tiny_model(), recipe=phase, augmentation=augmentation, progress=False, **FP32).fit(part)
+        assert sum(computed) == fresh

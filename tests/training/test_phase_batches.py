@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import transferkit as tk
 from transferkit.backbones.spec import set_spec
 from transferkit.features import stored
-from transferkit.inference import FastForward
-from transferkit.training.phase_batches import suffix_execution
+from transferkit.inference import small_execution
 
 QUIET = {"progress": False, "precision": "fp32"}
 
@@ -25,8 +24,8 @@ class Staged(nn.Module):
         convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.first = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU())
         self.second = nn.Sequential(
-            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Dropout(dropout),
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Dropout(dropout),
         )  # fmt: skip
         self.fc = nn.Linear(8, 2)
 
@@ -45,6 +44,7 @@ def staged(dropout=0.0):
 def reading_always_pays(monkeypatch):
     """What these small networks give takes longer to read than to compute, or would by the rule."""
     monkeypatch.setattr(stored, "_OPERATIONS_PER_BYTE", {})
+    monkeypatch.setattr(stored, "is_versioned", lambda module: True)
 
 
 class Watch(tk.Callback):
@@ -69,14 +69,16 @@ def note_of(tiny_part):
 
 
 def passes(monkeypatch):
+    """Counts the rows that were computed to be stored or used."""
     counts = []
-    original = FastForward.__call__
+    original = stored.FrozenPrefix._blocks
 
-    def counted(self, images):
-        counts.append(len(images))
-        return original(self, images)
+    def counted(self, *arguments):
+        for block in original(self, *arguments):
+            counts.append(len(block))
+            yield block
 
-    monkeypatch.setattr(FastForward, "__call__", counted)
+    monkeypatch.setattr(stored.FrozenPrefix, "_blocks", counted)
     return counts
 
 
@@ -187,18 +189,13 @@ def test_an_augmentation_of_the_users_own_is_stored_for_the_run_alone(tiny_part,
     assert sum(counts) == 2 * 2 * 6
 
 
-def test_a_small_head_trains_on_one_thread_in_float32(tiny_part):
-    from transferkit.training.phase_batches import PhaseBatches
-
+def test_a_small_head_runs_on_one_thread_in_float32():
     execution = tk.resolve_execution(staged(), device="cpu", precision="bf16")
-    rows = torch.zeros(4, 8)
-    small = PhaseBatches(nn.Linear(8, 2), None, None, "", rows)
-    assert suffix_execution(small, execution, 64).precision == "fp32"
-    assert suffix_execution(small, execution, 64).threads == 1
-    large = PhaseBatches(nn.Linear(4096, 1000), None, None, "", torch.zeros(4, 4096))
-    assert suffix_execution(large, execution, 64) is execution
-    whole = PhaseBatches(nn.Linear(8, 2), None, None, "")
-    assert suffix_execution(whole, execution, 64) is execution
+    small = small_execution(nn.Linear(512, 10), (512,), execution)
+    assert (small.precision, small.threads) == ("fp32", 1)
+    assert small_execution(nn.Linear(4096, 1000), (4096,), execution) is execution
+    assert small_execution(nn.Conv2d(512, 10, 1), (512, 2, 2), execution).precision == "fp32"
+    assert small_execution(nn.Conv2d(512, 100, 3), (512, 13, 13), execution) is execution
 
 
 def test_a_model_in_evaluation_reuses_what_training_has_stored(tiny_part, monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from transferkit.commands.common import Options, show
+from transferkit.errors import OutputError
 from transferkit.loading.cache import Entry, cache_limit, cache_root, clear, entries, readable_size
 
 
@@ -18,7 +21,7 @@ def cache(options: Options) -> None:
 
 
 def _show(options: Options) -> None:
-    root, limit = cache_root(), cache_limit()
+    root, limit = _root(), cache_limit()
     found = entries(root, options.kind)
     total = sum(entry.nbytes for entry in found)
     head = f"{root}: {readable_size(total)} of {readable_size(limit)}"
@@ -27,7 +30,7 @@ def _show(options: Options) -> None:
 
 
 def _clear(options: Options) -> None:
-    root = cache_root()
+    root = _root()
     before = entries(root, options.kind)
     clear(root, options.kind)
     left = entries(root, options.kind)
@@ -37,6 +40,21 @@ def _clear(options: Options) -> None:
         lines += ["in use, or not to be removed:", *_table(left)]
     result = {"root": str(root), "removed": freed, "left": [_record(entry) for entry in left]}
     show(options, "\n".join(lines), result)
+
+
+def _root() -> Path:
+    """Return the folder of the cache, which can be read or is not there yet."""
+    root = cache_root()
+    try:
+        os.scandir(root).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(
+            f"The cache in {root} cannot be read: {error.strerror or error}; "
+            "the variable TRANSFERKIT_CACHE can name another place."
+        ) from error
+    return root
 
 
 def _record(entry: Entry) -> dict[str, Any]:

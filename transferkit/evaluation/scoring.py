@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from transferkit.backbones.spec import find_spec, spec_of
 from transferkit.checks import check_int
+from transferkit.classification import logits_of
 from transferkit.datasets.base import Part, Splits
 from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
 from transferkit.features.split import NoSplit, split_model
 from transferkit.features.stored import BATCH_SIZE, FrozenPrefix, Unfit
 from transferkit.heads import class_names
-from transferkit.inference import fast_model
+from transferkit.inference import fast_model, small_execution
 from transferkit.loading.batches import BatchSource
 from transferkit.loading.row_batches import RowBatches
 from transferkit.loading.sources import DatasetPart, batches_of, image_batches, part_of, warn_if_ready
@@ -56,14 +57,17 @@ def part_logits(
             raise NoSplit("the images may vary")
         split = split_model(model)
         prefix = FrozenPrefix(split, spec.preprocessing, execution, images=len(part), name=spec.name)
-        if prefix.why_not() is not None:
-            raise NoSplit(str(prefix.why_not()))
+        reason = prefix.why_not()
+        if reason is not None:
+            raise NoSplit(reason)
         source = image_batches(
             part, spec.preprocessing, execution, batch_size=BATCH_SIZE, workers=workers, keep=False
         )
         features = prefix.rows(part, source)
         rows = RowBatches(features, part.targets, device=execution.device, batch_size=batch_size)
-        return collect_logits(split.suffix, rows, execution)[0]
+        execution = small_execution(split.suffix, tuple(features.shape[1:]), execution)
+        with execution.arithmetic():
+            return collect_logits(split.suffix, rows, execution)[0]
     except (NoSplit, Unfit):
         pass
     source = image_batches(
@@ -71,7 +75,7 @@ def part_logits(
     )
     with modes_kept(model):
         forward = fast_model(model.eval(), spec.preprocessing.size, len(part), batch_size, execution)
-        return torch.cat([forward(batch.inputs).float().cpu() for batch in source.epoch(0)])
+        return torch.cat([logits_of(forward(batch.inputs)).float().cpu() for batch in source.epoch(0)])
 
 
 def in_the_models_order(model: nn.Module, part: Part) -> Part:

@@ -61,8 +61,8 @@ def extract_features(
     """Run everything but the head of a model over images, once, and return what the head is given.
 
     The outputs are kept in the cache (see the page on it), so that the same images and weights
-    cost nothing the next time. Maps, as SqueezeNet's head takes them, are averaged over their
-    positions.
+    cost nothing the next time. Maps ``[N, C, H, W]``, as SqueezeNet's head takes them, and tokens
+    ``[N, T, C]`` are averaged over their positions.
 
     Args:
         model: A model with a spec; its mode and what of it is frozen play no role and stay as they are.
@@ -132,6 +132,8 @@ def _flat(rows: Tensor | Rows) -> npt.NDArray[np.float32]:
     """Return features as float32 ``[N, D]``, maps averaged over their positions."""
     if len(rows.shape) == 2:
         return np.asarray(rows.numpy(), dtype=np.float32)
-    whole = rows.whole() if isinstance(rows, Rows) else rows
-    array: npt.NDArray[np.float32] = whole.float().flatten(2).mean(dim=2).numpy()
+    whole = (rows.whole() if isinstance(rows, Rows) else rows).float()
+    # Positions come last in maps [N, C, H, W], and first in tokens [N, T, C].
+    pooled = whole.mean(dim=1) if whole.ndim == 3 else whole.flatten(2).mean(dim=2)
+    array: npt.NDArray[np.float32] = pooled.numpy()
     return array

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transferkit.augmentations import Augmentation
+from transferkit.augmentations import Augmentation, is_built_in
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part
 from transferkit.errors import OutputError
-from transferkit.features.fingerprint import module_fingerprint
+from transferkit.features.fingerprint import is_versioned, module_fingerprint
 from transferkit.features.split import Split, why_not_split
 from transferkit.inference import FastForward, Form, choose_form, why_not_fast, work_of
 from transferkit.loading.batches import ImageBatches
@@ -33,11 +32,11 @@ from transferkit.training.run_directory import versions
 BATCH_SIZE = 32
 # Images on which the cut and the fast form are compared with the model itself.
 _CHECKED = 8
+# How far stored rows may be from fresh ones, by the norm: rounding differs with the batch.
+_SAME = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01}
 # Operations for each stored byte from which reading a result is quicker than computing it anew:
 # a CPU does hundreds in the time in which it reads a byte, a GPU tens of thousands.
 _OPERATIONS_PER_BYTE = {"cpu": 200, "cuda": 20_000}
-# Only what the package itself registers is known by its name to do the same in another process.
-_NAMED_AUGMENTATIONS = ("none", "light", "standard", "strong")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ class Views:
         name = self.augmentation.name
         return [f"{each}|{name}|{self.seed}|{index}|{view}" for index, each in enumerate(identities)]
 
-    @property
-    def storable(self) -> bool:
+    def storable(self, preprocessing: Preprocessing) -> bool:
         """Whether the views are known by name to be the same in another process."""
-        return self.augmentation is None or self.augmentation.name in _NAMED_AUGMENTATIONS
+        return self.augmentation is None or is_built_in(self.augmentation, preprocessing)
 
 
 class FrozenPrefix:
@@ -102,7 +100,6 @@ class FrozenPrefix:
         )
         self._forward: FastForward | None = None
         self._fingerprint: str | None = None
-        # A form that was asked for and could not be had is not what the key would say.
         self._storable = True
 
     @property
@@ -149,18 +146,23 @@ class FrozenPrefix:
         identities = [part.identity(index) for index in range(len(part))]
         ids = [name for view in range(views.count) for name in views.ids(identities, view)]
         store = self._store(views, total)
+        if store is not None and len(store.missing(ids)):
+            # What is known of the form only once it runs is part of the key too.
+            self._prepare(source)
+            store = self._store(views, total)
         if store is not None:
             missing = store.missing(ids)
-            if not len(missing):
+            known = np.setdiff1d(np.arange(len(ids)), missing)
+            if len(known) and not self._still_right(store, ids, known, source, len(part)):
+                store = None
+            elif not len(missing):
                 self.note = "read from the cache"
                 return store.rows(ids)
+        if store is not None:
             blocks = self._blocks(source, missing, len(part))
-            first = next(blocks)  # computed before anything is written, so that a misfit leaves nothing
-            if self._storable and self._keep(
-                store, [ids[index] for index in missing], chain([first], blocks)
-            ):
-                known = len(ids) - len(missing)
-                self.note = f"{self.form}; {f'{known:,} from the cache, ' if known else ''}kept in the cache"
+            if self._keep(store, [ids[index] for index in missing], blocks):
+                shown = f"{len(known):,} from the cache, " if len(known) else ""
+                self.note = f"{self.form}; {shown}kept in the cache"
                 return store.rows(ids)
         everything = np.arange(len(ids))
         self.note = f"{self.form}; kept for this run alone"
@@ -173,9 +175,36 @@ class FrozenPrefix:
             warnings.warn(f"Features are not kept for later runs: {error}", UserWarning, stacklevel=2)
             return False
 
+    def _still_right(
+        self,
+        store: RowStore,
+        ids: Sequence[str],
+        known: npt.NDArray[np.int64],
+        source: ImageBatches,
+        images: int,
+    ) -> bool:
+        """Compare some stored rows with fresh ones where no version stands for the code of the model."""
+        if is_versioned(self.split.model):
+            return True
+        self._prepare(source)
+        chosen = known[:_CHECKED]
+        fresh = torch.cat(list(self._blocks(source, chosen, images))).float()
+        kept = store.rows([ids[index] for index in chosen]).whole().float()
+        right = kept.shape == fresh.shape
+        right = right and bool((kept - fresh).norm() <= _SAME[self.form.precision] * fresh.norm())
+        if not right:
+            warnings.warn(
+                "Stored features are not what the model gives now, so they are computed anew for this run: "
+                "something has changed that does not show in its weights, settings and own files.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return right
+
     def _store(self, views: Views, total: int) -> RowStore | None:
         """Return the store of these outputs, or ``None`` where they are not kept beyond the run."""
-        if not views.storable or not self._fits_on_disk(total):
+        fits = self._storable and views.storable(self._preprocessing) and self._fits_on_disk(total)
+        if not fits:
             return None
         self._fingerprint = self._fingerprint or module_fingerprint(self.split.prefix)
         if self._fingerprint is None:
@@ -211,32 +240,36 @@ class FrozenPrefix:
             positions = chosen[chosen // images == view] % images
             for batch in source.visit(positions, int(view)):
                 if self._forward is None:
-                    self._prepare(batch.inputs[:_CHECKED])
+                    self._check(batch.inputs[:_CHECKED])
                 assert self._forward is not None
                 yield self._forward(batch.inputs).to("cpu", self._dtype)
 
-    def _prepare(self, images: Tensor) -> None:
-        """Check the cut on some images, and put the frozen part into its fastest form."""
+    def _prepare(self, source: ImageBatches) -> None:
+        """Make sure that the frozen part is ready, on the first images of a source."""
+        if self._forward is None:
+            positions = np.arange(min(_CHECKED, source.samples() or 0))
+            self._check(next(source.visit(positions, 0)).inputs)
+
+    def _check(self, images: Tensor) -> None:
+        """Compare the cut with the model on some images, and put the frozen part into its fastest form."""
         images = images.float()
         reason = why_not_split(self.split, images, self.execution)
         if reason is not None:
             raise Unfit(reason)
         prefix, execution = self.split.prefix, self.execution
         fast = FastForward(prefix, self.form, execution)
-        notes = list(fast.notes)
-        if self.form.changes:
-            reason = why_not_fast(fast, prefix, images)
-            notes = [*fast.notes, *([] if reason is None else [reason])]
-            if reason is not None:
-                fast = FastForward(prefix, Form(self.form.precision, False, False, BATCH_SIZE), execution)
-        self._forward = fast
-        if notes:
-            warnings.warn(
-                f"The frozen part runs more slowly than it could: {'; '.join(notes)}.",
-                UserWarning,
-                stacklevel=2,
-            )
+        reason = why_not_fast(fast, prefix, images) if self.form.changes else None
+        if reason is not None:
+            # A form that is only wrong here and now must not be what is found under its key.
             self._storable = False
+            fast.notes.append(reason)
+            fast = FastForward(prefix, Form(self.form.precision, False, False, BATCH_SIZE), execution)
+        if reason is not None or (self.form.compiled and not fast.form.compiled):
+            notes = "; ".join(fast.notes if reason is None else [reason])
+            warnings.warn(
+                f"The frozen part runs more slowly than it could: {notes}.", UserWarning, stacklevel=2
+            )
+        self._forward, self.form = fast, fast.form
 
 
 class Unfit(Exception):

@@ -74,20 +74,18 @@ def fit_head(
     y = torch.from_numpy(part.targets).to(device).repeat(phase.views)
     val = None if batches.val is None else _validation(batches, device)
     weights = class_weights_of(phase.class_weights, part.targets, len(part.classes))
-    with torch.enable_grad():
-        fit = fit_linear(
-            x,
-            y,
-            len(part.classes),
-            class_weights=None if weights is None else weights.to(device),
-            label_smoothing=phase.label_smoothing,
-            val=val,
-            groups=_groups(part, phase.views),
-            seed=seed,
-        )
+    fit = fit_linear(
+        x,
+        y,
+        len(part.classes),
+        class_weights=None if weights is None else weights.to(device),
+        label_smoothing=phase.label_smoothing,
+        val=val,
+        groups=_groups(part, phase.views),
+        seed=seed,
+    )
     head.weight.copy_(fit.weight)
-    if head.bias is not None:
-        head.bias.copy_(fit.bias)
+    head.bias.copy_(fit.bias)
     row: dict[str, Any] = {"lr": None, "c": fit.c, "iterations": fit.iterations, "images_per_second": None}
     row |= _scores("train", head(x), y)
     row |= {"val_loss": None, "val_accuracy": None} if val is None else _scores("val", head(val[0]), val[1])

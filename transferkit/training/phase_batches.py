@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -73,8 +71,6 @@ def phase_batches(
             source = data.prefix_batches(data.val_part, BATCH_SIZE, None)
             val_rows = prefix.rows(data.val_part, source)
             val = data.row_batches(val_rows, data.val_part.targets, shuffle=False)
-        elif data.val is not None:
-            raise NoSplit("the validation data is ready for the whole model")
         return PhaseBatches(split.suffix, train, val, how, rows)
     except (NoSplit, Unfit) as error:
         reason = str(error)
@@ -98,6 +94,8 @@ def _frozen_prefix(
     spec, part = find_spec(model), data.train_part
     if spec is None or part is None or not part.fixed:
         raise NoSplit("the images may vary")
+    if data.val is not None and data.val_part is None:
+        raise NoSplit("the validation data is ready for the whole model")
     if augmentation is not None and phase.views == 1:
         raise NoSplit("the images vary in each epoch")
     split = split_model(model)
@@ -107,25 +105,3 @@ def _frozen_prefix(
     if reason is not None:
         raise NoSplit(reason)
     return split, prefix
-
-
-# Up to so many operations a step, threads cost more than they gain, and so does low precision.
-_SMALL_STEP = 1e8
-
-
-def suffix_execution(batches: PhaseBatches, execution: Execution, batch_size: int) -> Execution:
-    """Return how a suffix trains: a small one in float32 on one thread, another as the model does.
-
-    Args:
-        batches: What trains, and on what.
-        execution: How the model runs.
-        batch_size: Samples in a batch.
-    """
-    if batches.features is None:
-        return execution
-    maps = batches.features.shape[2:]
-    weights = sum(each.numel() for each in batches.module.parameters())
-    # Each weight meets each position of a map at most once, going forward and twice going backward.
-    if 6 * weights * batch_size * math.prod(maps) > _SMALL_STEP:
-        return execution
-    return dataclasses.replace(execution, threads=1, precision="fp32")
