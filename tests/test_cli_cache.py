@@ -115,6 +115,21 @@ def test_a_limit_that_is_no_size_is_one_sentence(filled, capsys, monkeypatch):
     assert files_below(filled) == []
 
 
+@pytest.mark.parametrize("arguments", [["cache"], ["cache", "clear"]])
+@pytest.mark.parametrize("below", [".", "folder"])
+def test_a_place_that_is_no_folder_is_one_sentence(arguments, below, root, capsys, monkeypatch):
+    root.write_text("not a cache")
+    monkeypatch.setenv("TRANSFERKIT_CACHE", str(root / below))
+    assert main(arguments) == 6
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"transferkit: The cache in {root / below} cannot be read: Not a directory; "
+        "the variable TRANSFERKIT_CACHE can name another place.\n"
+    )
+    assert root.read_text() == "not a cache"
+
+
 @pytest.mark.parametrize("arguments", [["cache", "remove"], ["cache", "--kind", "weights"]])
 def test_usage_errors_come_from_the_parser(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -207,7 +207,7 @@ def test_augmentation_is_for_phases_that_train_the_backbone(tiny_model, tiny_par
         return image
 
     trainer = tk.Trainer(tiny_model(), recipe="lp-ft", augmentation=mark, **QUIET)
-    trainer.fit(tiny_part(10), epochs=2)
+    trainer.fit(tiny_part(10), epochs=1)
     assert len(shown) == 10
 
 
@@ -319,3 +319,15 @@ def test_class_weights_and_smoothing_reach_the_loss(tiny_model, tiny_part):
     targets = torch.from_numpy(part.targets)
     expected = F.cross_entropy(reference(images), targets, weights, label_smoothing=0.2)
     assert history[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_named_probe_is_fitted_to_convergence_unless_steps_are_asked_for(tiny_model, tiny_part):
+    def epochs(recipe="linear-probe", fitted=None, **options):
+        trainer = tk.Trainer(tiny_model(), recipe=recipe, **options, **QUIET)
+        return [row["epoch"] for row in trainer.fit(tiny_part(), epochs=fitted)]
+
+    assert epochs() == [0]
+    assert epochs(fitted=2) == [1, 2]
+    assert len(epochs(lr=0.01)) == 20
+    assert epochs("lp-ft", fitted=2) == [0, 1, 2]
+    assert epochs("lp-ft", lr=0.01, fitted=1) == [0, 1]

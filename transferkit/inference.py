@@ -208,10 +208,16 @@ def _tensor_of(output: Any) -> Tensor:
 
 def _folded(module: nn.Module, notes: list[str]) -> nn.Module:
     """Return a copy with each batch norm folded into the convolution before it."""
+    from torch.fx import GraphModule
     from torch.fx.experimental.optimization import fuse
 
+    from transferkit.tracing import ThreadTracer
+
     try:
-        folded: nn.Module = fuse(copy.deepcopy(module).eval(), inplace=True)
+        plain = copy.deepcopy(module).eval()
+        # The tracer that fuse itself would take disturbs other threads.
+        traced = GraphModule(plain, ThreadTracer().trace(plain))
+        folded: nn.Module = fuse(traced, inplace=True, no_trace=True)
     except Exception as error:  # tracing runs the module's own code, which may raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         notes.append(f"batch norm could not be folded ({lines[0][:200]})")

@@ -35,7 +35,7 @@ from transferkit.training.model_and_data import check_classes, describe
 from transferkit.training.optimizers import build_optimizer, with_default_rates
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of, share_epochs
-from transferkit.training.recipes import recipe_phases
+from transferkit.training.recipes import by_steps, recipe_phases
 from transferkit.training.run_directory import RunDirectory, versions
 from transferkit.training.schedules import build_scheduler
 
@@ -104,6 +104,9 @@ class Trainer:
         self.model = model
         self.phases = _with_lr(recipe_phases(recipe), lr)
         self.recipe = recipe if isinstance(recipe, str) else "custom"
+        self._named = isinstance(recipe, str)
+        if self._named and lr is not None and not epochs_of(self.phases):
+            self.phases = by_steps(self.phases)
         if batch_size != "auto":
             batch_size = check_int("Trainer", "batch_size", batch_size, 1)
         self.batch_size = batch_size
@@ -139,8 +142,9 @@ class Trainer:
                 set of (image, class index), or a ``DataLoader`` of batches ready for the model.
             val: Data on which weights are selected; ``None`` takes that of ``Splits``. Without
                 any, the last weights stay.
-            epochs: Total over all phases, shared in proportion to the recipe's own;
-                ``None`` takes those.
+            epochs: Total over all phases that train by steps, shared in proportion to the
+                recipe's own; ``None`` takes those. A named recipe in which no phase does, such as
+                ``"linear-probe"``, then trains by steps, and so it does with an ``lr``.
 
         Returns:
             One row for each epoch; see ``History``.
@@ -189,6 +193,8 @@ class Trainer:
             for phase in self.phases
         )
         if epochs is not None:
+            if self._named and not epochs_of(phases):
+                phases = by_steps(phases)
             phases = share_epochs(phases, epochs)
             if not epochs_of(phases):
                 warnings.warn(
@@ -230,7 +236,7 @@ class Trainer:
         solved = phase.solver == "lbfgs"
         reason = why_not_linear(self.model, batches) if solved else None
         if self.phases[number].solver != phase.solver:
-            reason = why_not_solved(self.model, data)
+            reason = why_not_solved(self.model, data) or "epochs were given"
         if reason is not None:
             solved = False
             phase = phases[number] = dataclasses.replace(phase, solver="sgd")

@@ -81,6 +81,73 @@ def test_identity_follows_the_image(tmp_path: Path) -> None:
     assert Part([pixels(2)[1]], [0], ["a"]).identity(0) != before[2]
 
 
+def test_identity_is_of_the_shape_and_the_kind_of_an_image_in_memory() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    sources = [square, square.reshape(4, 9, 3), square.reshape(6, 18), square.reshape(6, 18, 1)]
+    sources += [square.tobytes(), square.view(np.int8)]
+    part = Part(sources, [0] * 6, ["a"])
+    assert len({part.identity(index) for index in range(6)}) == 6
+    assert Part(sources[:1], [0], ["a"]).fingerprint() != Part(sources[1:2], [0], ["a"]).fingerprint()
+    assert Part([np.asfortranarray(square)], [0], ["a"]).identity(0) == part.identity(0)
+
+
+def test_identity_of_a_pil_image_is_of_what_is_seen_of_it() -> None:
+    grey = Image.fromarray(pixels(1)[0, :, :, 0])
+    palette, other = grey.convert("P"), grey.convert("P")
+    other.putpalette(list(range(255, -1, -1)) * 3)
+    turned = grey.copy()
+    turned.getexif()[0x0112] = 6
+    images = [grey, palette, other, turned, grey.resize((4, 5))]
+    part = Part(images, [0] * 5, ["a"])
+    names = [part.identity(index) for index in range(5)]
+    assert names[0] == names[1]  # the same picture, decoded to the same pixels
+    assert len(set(names)) == 4
+    with pytest.raises(ImageDecodeError, match="The image 'x' cannot be decoded: it must be a path, bytes"):
+        Part([3], [0], ["a"], ids=["x"]).identity(0)  # type: ignore[list-item]
+
+
+def test_a_path_may_be_text_or_like_one(tmp_path: Path) -> None:
+    class Located:
+        def __fspath__(self) -> str:
+            return str(path)
+
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(path)
+    parts = [Part([source], [0], ["a"]) for source in (path, str(path), Located())]
+    before = {part.identity(0) for part in parts}
+    prints = {part.fingerprint() for part in parts}
+    assert (len(before), len(prints)) == (1, 1)
+    Image.new("RGB", (4, 5)).save(path)
+    assert {part.identity(0) for part in parts}.isdisjoint(before)
+    assert {part.fingerprint() for part in parts} == prints  # of names and labels alone
+    path.unlink()
+    with pytest.raises(ImageDecodeError, match=r"photo\.png' cannot be read"):
+        parts[1].identity(0)
+
+
+def test_a_source_of_ones_own_is_what_counts(tmp_path: Path) -> None:
+    class Inverted(Part):
+        def source(self, index: int) -> np.ndarray:
+            return 255 - self.sources[index]
+
+    class InFolder(Part):
+        def source(self, index: int) -> Path:
+            return tmp_path / self.ids[index]
+
+    plain, inverted = (kind(pixels(2), [0, 1], ["a", "b"]) for kind in (Part, Inverted))
+    assert np.array_equal(np.asarray(inverted[1][0]), 255 - pixels(2)[1])
+    assert inverted.identity(1) == Part(255 - pixels(2), [0, 1], ["a", "b"]).identity(1)
+    assert inverted.fingerprint() == Part(255 - pixels(2), [0, 1], ["a", "b"]).fingerprint()
+    assert inverted.fingerprint() != plain.fingerprint()
+    part = InFolder([b"not", b"used"], [0, 1], ["a", "b"], ids=["0.png", "1.png"])
+    assert part.fingerprint() == InFolder([b"also", b"not"], [0, 1], ["a", "b"], ids=part.ids).fingerprint()
+
+
+def test_fingerprint_sees_pixels_behind_a_file(tmp_path: Path) -> None:
+    prints = {Part([tmp_path / "x", image], [0, 0], ["a"]).fingerprint() for image in pixels(2)}
+    assert len(prints) == 2
+
+
 def test_take_keeps_what_belongs_together() -> None:
     for sources in (pixels(4), list(pixels(4))):
         taken = Part(sources, [0, 1, 0, 1], ["a", "b"]).take([3, 0], name="val")

@@ -220,3 +220,29 @@ def test_images_have_the_type_of_the_weights():
 
     model = Asking()
     assert modules_of(cut(model, "free").prefix) == {model.frozen}
+
+
+def test_a_model_that_keeps_outputs_with_gradients_can_be_cut():
+    """Such tensors cannot be copied; what a forward keeps stays as it is."""
+
+    def keeping(stage, x):
+        stage.kept = stage.free(stage.frozen(x))
+        return stage.kept
+
+    model = tk.freeze(staged(Stage(keeping)), except_=["stage.free", "fc"])
+    model(IMAGES)
+    kept = model.stage.kept
+    assert kept.requires_grad
+    assert split_model(model).where == "before 'stage.free'"
+    assert model.stage.kept is kept
+
+
+def test_a_model_that_cannot_be_copied_is_cut_at_its_head_or_not_at_all():
+    class Uncopied(Stage):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one of these only")
+
+    model = staged(Uncopied())
+    assert cut(model).where == "before 'fc'"
+    with pytest.raises(NoSplit, match="the forward of Net cannot be traced, and more than the head trains"):
+        split_model(tk.freeze(model, except_=["stage.free", "fc"]))

@@ -59,11 +59,19 @@ def test_the_place_follows_the_variables(no_variables, monkeypatch, tmp_path):
     assert cache_root() == tmp_path / ".cache" / "transferkit"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_root() == tmp_path / "xdg" / "transferkit"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRANSFERKIT_CACHE", "here")
-    assert cache_root() == tmp_path / "here"
     monkeypatch.setenv("TRANSFERKIT_CACHE", "")
     assert cache_root() == tmp_path / "xdg" / "transferkit"
+
+
+def test_a_relative_place_stays_where_it_was_first(no_variables, monkeypatch, tmp_path):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRANSFERKIT_CACHE", tmp_path.name)
+    assert cache_root() == tmp_path / tmp_path.name
+    monkeypatch.chdir(tmp_path / "other")
+    assert cache_root() == tmp_path / tmp_path.name
+    monkeypatch.setenv("TRANSFERKIT_CACHE", f"{tmp_path.name}2")
+    assert cache_root() == tmp_path / "other" / f"{tmp_path.name}2"
 
 
 def test_the_place_may_be_written_from_the_home_directory(no_variables, monkeypatch):

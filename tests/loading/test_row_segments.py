@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
+from transferkit.errors import OutputError
 from transferkit.loading import row_segments, row_store
+from transferkit.loading.cache import entries
 from transferkit.loading.row_store import RowStore
 
 IDS = ["a", "b", "c", "d", "e"]
@@ -111,6 +115,13 @@ def changed_index(segment, **changes):
     [
         {"rows": 4},
         {"rows": "5"},
+        {"rows": 0},
+        {"rows": -5},
+        {"rows": 10**30},
+        {"shape": [10**30]},
+        {"shape": [-3]},
+        {"shape": [0]},
+        {"shape": [1] * 40_000},
         {"shape": [4]},
         {"shape": [1.5]},
         {"dtype": "bfloat16"},
@@ -120,6 +131,92 @@ def changed_index(segment, **changes):
 def test_an_index_that_says_something_else_is_noticed(change, segment, tmp_path):
     changed_index(segment, **change)
     assert_noticed(tmp_path / "cache", segment, change)
+
+
+def planted(segment, name, data, **changes):
+    """Change a file of a segment with an index that agrees with it."""
+    (segment / name).write_bytes(data)
+    index = json.loads((segment / "index.json").read_text())
+    index["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
+    (segment / "index.json").write_text(json.dumps(index | changes, indent=2) + "\n")
+
+
+def numpy_header(dtype, *shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", [[10**30], [2**62, 4], [-3], [0], [], [4], [1] * 70])
+def test_a_shape_that_the_rows_are_not_of_is_noticed(shape, segment, tmp_path):
+    body = ROWS.numpy().tobytes()
+    planted(segment, "rows.npy", numpy_header("<f4", 5, *shape) + body, shape=shape)
+    assert_noticed(tmp_path / "cache", segment, shape)
+
+
+@pytest.mark.parametrize("rows", [10**30, -1, 0, 6])
+def test_a_number_of_rows_that_there_are_not_is_noticed(rows, segment, tmp_path):
+    ids = (segment / "ids.npy").read_bytes()[128:]
+    planted(segment, "rows.npy", numpy_header("<f4", rows, 3) + ROWS.numpy().tobytes())
+    planted(segment, "ids.npy", numpy_header("<u8", rows, 2) + ids, rows=rows)
+    assert_noticed(tmp_path / "cache", segment, rows)
+
+
+def test_a_header_that_is_no_header_is_noticed(segment, tmp_path):
+    text = b"(" * 5000 + b"\n"
+    head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    planted(segment, "rows.npy", head + ROWS.numpy().tobytes())
+    assert_noticed(tmp_path / "cache", segment, "a header that cannot be parsed")
+
+
+def put_in_place(path, kind):
+    path.unlink()
+    if kind == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("Windows has no named pipes among files")
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself"])
+@pytest.mark.parametrize("name", ["rows.npy", "ids.npy", "index.json", "../recipe.json"])
+def test_what_is_no_file_is_replaced(name, kind, segment, tmp_path):
+    put_in_place(segment / name, kind)
+    assert len(entries(tmp_path / "cache")) == 1
+    store = store_in(tmp_path / "cache")
+    assert len(store.missing(IDS)) == 5
+    assert store.add(IDS, [ROWS])
+    assert torch.equal(store_in(tmp_path / "cache").rows(IDS).whole(), ROWS)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_in_the_place_of_a_segment_is_replaced(kind, segment, tmp_path):
+    shutil.move(segment, tmp_path / "outside")
+    if kind == "file":
+        segment.write_text("in the way")
+    else:
+        (tmp_path / "outside" / "rows.npy").write_bytes(b"damaged")
+        segment.symlink_to(tmp_path / "outside")
+    store = store_in(tmp_path / "cache")
+    assert len(store.missing(IDS)) == 5
+    assert store.add(IDS, [ROWS])
+    assert torch.equal(store_in(tmp_path / "cache").rows(IDS).whole(), ROWS)
+    assert len(list((tmp_path / "outside").iterdir())) == 3  # nothing behind a link is removed
+
+
+def test_a_folder_that_holds_something_is_left_and_told(segment, tmp_path):
+    put_in_place(segment / "index.json", "folder")
+    (segment / "index.json" / "thesis.txt").write_text("mine")
+    store = store_in(tmp_path / "cache")
+    assert len(store.missing(IDS)) == 5
+    with pytest.raises(OutputError, match="cannot be written"):
+        store.add(IDS, [ROWS])
+    assert (segment / "index.json" / "thesis.txt").read_text() == "mine"
 
 
 def test_ids_of_other_rows_are_noticed(segment, tmp_path):

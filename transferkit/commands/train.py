@@ -88,13 +88,17 @@ def _phases(options: Options) -> tuple[Phase, ...]:
     """Return the recipe's phases with what the user set; the trainer takes the learning rate."""
     from transferkit.augmentations import list_augmentations
     from transferkit.checks import check_choice
-    from transferkit.training.recipes import recipe_phases
+    from transferkit.training.phases import epochs_of
+    from transferkit.training.recipes import by_steps, recipe_phases
 
     if options.augmentation is not None:
         check_choice("train", "augmentation", options.augmentation, list_augmentations())
     given = {"head_lr": options.head_lr, "layer_decay": options.layer_decay, "optimizer": options.optimizer}
     changes = {name: value for name, value in given.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
+    stepwise = (options.epochs, options.lr, options.head_lr, options.optimizer)
+    if options.solver is None and not epochs_of(phases) and any(value is not None for value in stepwise):
+        phases = by_steps(phases)
     heads = {"solver": options.solver, "views": options.views}
     changes = {name: value for name, value in heads.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) if phase.head_only else phase for phase in phases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,11 @@ from transferkit.loading.decode import decode
 if TYPE_CHECKING:
     from PIL import Image
 
-Source = Path | bytes | npt.NDArray[np.uint8]
-"""Where an image is: a file, an encoded image in memory, or pixels [H, W, 3] or [H, W]."""
+Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
+"""Where an image is: a file, an encoded image in memory, or pixels [H, W, 3] or [H, W].
+
+What else ``decode`` takes, such as a PIL image, may stand there too.
+"""
 
 
 def class_indices(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -98,7 +102,7 @@ class Part:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Return an RGB image and its class index."""
-        return decode(self.sources[index], name=self.ids[index]), int(self.targets[index])
+        return decode(self.source(index), name=self.ids[index]), int(self.targets[index])
 
     def __repr__(self) -> str:
         return f"Part({self.name!r}, {len(self)} images, {len(self.classes)} classes)"
@@ -111,19 +115,23 @@ class Part:
         """Return a text that changes when the image does, without decoding it.
 
         A file's is its path, its size, the times at which its content and the file itself last
-        changed, and its number on the disk; any other image's is a hash of its bytes.
+        changed, and its number on the disk. Any other image's is what it is (encoded, or pixels of
+        a type and shape) and a hash of its bytes; a PIL image is converted to RGB for that.
+
+        Raises:
+            ImageDecodeError: A file is missing, or the source is none that ``decode`` takes.
         """
-        source = self.sources[index]
-        if isinstance(source, Path):
-            try:
-                status = source.stat()
-            except OSError as error:
-                raise ImageDecodeError(f"The image '{source}' cannot be read: {error.strerror}.") from error
-            # The time of the content alone can be set, as tools that unpack or copy files do.
-            changed = f"{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
-            return f"{source.resolve()}|{status.st_size}|{changed}"
-        data = source if isinstance(source, bytes) else np.ascontiguousarray(source).tobytes()
-        return hashlib.blake2b(data, digest_size=16).hexdigest()
+        source = self.source(index)
+        if isinstance(source, str | os.PathLike):
+            return _file_identity(Path(source))
+        if isinstance(source, bytes | bytearray | memoryview):
+            return f"encoded|{_hash(source)}"
+        # Equal bytes are other images in another shape.
+        pixels = (
+            source if isinstance(source, np.ndarray) else np.asarray(decode(source, name=self.ids[index]))
+        )
+        shape = " x ".join(map(str, pixels.shape))
+        return f"{pixels.dtype.str} {shape}|{_hash(np.ascontiguousarray(pixels).tobytes())}"
 
     def take(self, indices: npt.ArrayLike, *, name: str | None = None) -> Part:
         """Return the part that holds only the images at ``indices``, in that order."""
@@ -168,15 +176,29 @@ class Part:
 
         Images in memory have no names that tell them apart, so their pixels count too.
         """
-        # A data set of the user's own may give other pixels each time, so it is not asked.
-        in_memory = self.fixed and len(self) > 0 and not isinstance(self.sources[0], Path)
         digest = hashlib.sha256()
         for name, index in sorted(zip(self.ids, range(len(self)), strict=True)):
             label = self.classes[self.targets[index]]
+            # A data set of the user's own may give other pixels each time, so it is not asked.
+            in_memory = self.fixed and not isinstance(self.source(index), str | os.PathLike)
             pixels = self.identity(index) if in_memory else ""
             # File names need not be valid Unicode.
             digest.update(f"{name}\0{label}\0{pixels}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:32]
+
+
+def _file_identity(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageDecodeError(f"The image '{path}' cannot be read: {error.strerror}.") from error
+    # The time of the content alone can be set, as tools that unpack or copy files do.
+    changed = f"{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+    return f"{path.resolve()}|{status.st_size}|{changed}"
+
+
+def _hash(data: bytes | bytearray | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def listed(names: Sequence[str], singular: str, plural: str = "") -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,10 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transferkit.backbones.spec import unwrapped
 from transferkit.modes import is_held, modes_kept
 from transferkit.module_tree import can_train
+from transferkit.tracing import ThreadTracer
 
 # Functions of Python's operator module that change their first argument.
 _OPERATORS_IN_PLACE = {
@@ -56,19 +59,21 @@ def trace_model(model: nn.Module, opened: Collection[nn.Module] = ()) -> tuple[T
     """Trace a model in training and in inference mode.
 
     Where the forward of a module inside cannot be traced, it becomes one operation that trains.
+    The model itself is left alone: another thread may be using it.
 
     Args:
         model: A module without wrappers, which has parameters of both kinds.
         opened: What is traced into besides the modules that have parameters of both kinds.
 
     Raises:
-        Untraceable: The forward of the model itself cannot be traced.
+        Untraceable: The model cannot be copied, or its own forward cannot be traced.
     """
     opaque: set[nn.Module] = set()
+    twin, originals = _twin(model)
     while True:
         try:
-            training = _trace(model, _Tracer(model, opened, opaque), training=True)
-            return training, _trace(model, _Tracer(model, opened, opaque), training=False)
+            training = _trace(model, twin, _Tracer(originals, opened, opaque), training=True)
+            return training, _trace(model, twin, _Tracer(originals, opened, opaque), training=False)
         except Untraceable as error:
             if error.module is model:
                 raise
@@ -133,17 +138,38 @@ class _LogitsOf(nn.Module):
         return output if isinstance(output, fx.Proxy) else getattr(output, "logits", output)
 
 
-class _Tracer(fx.Tracer):
-    """Traces into mixed modules, and into others where told."""
+class _Draws(TorchDispatchMode):
+    """Counts the random draws of its own thread; the random state is that of the whole process."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+class _Tracer(ThreadTracer):
+    """Traces into mixed modules of a twin, and into others where told.
+
+    Args:
+        originals: The model and all modules in it, by their twins.
+        opened: Originals to trace into besides.
+        opaque: Originals not to trace into.
+    """
 
     # Otherwise a forward that counts in a buffer would do so now, and never again.
     proxy_buffer_attributes = True
 
     def __init__(
-        self, model: nn.Module, opened: Collection[nn.Module], opaque: Collection[nn.Module]
+        self,
+        originals: Mapping[nn.Module, nn.Module],
+        opened: Collection[nn.Module],
+        opaque: Collection[nn.Module],
     ) -> None:
         super().__init__()
-        self._model = model
+        self._originals = originals
+        self._model = next(iter(originals))
+        self.draws = _Draws()
         self._opened = opened
         self._opaque = opaque
 
@@ -168,18 +194,23 @@ class _Tracer(fx.Tracer):
         if m is self._model:
             return False
         # PyTorch's own modules, attention for one, are full of control flow.
-        closed = m in self._opaque or super().is_leaf_module(m, module_qualified_name)
-        return closed or acts_differently(m) or not (_is_mixed(m) or m in self._opened)
+        closed = self._original(m) in self._opaque or super().is_leaf_module(m, module_qualified_name)
+        return closed or acts_differently(m) or not (_is_mixed(m) or self._original(m) in self._opened)
+
+    def _original(self, module: nn.Module) -> nn.Module:
+        return self._originals.get(module, module)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if not self.traces_here():
+            return forward(*args, **kwargs)
         inner = unwrapped(m)
         if inner is not m and not self.is_leaf_module(inner, ""):
             return inner(*args, **kwargs)
         if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)
-        before = _random_state()
+        before = (self.draws.count, random.getstate())
         try:
             # Not the call itself: it may be compiled.
             result = super().call_module(m, m.forward, args, kwargs)
@@ -187,25 +218,44 @@ class _Tracer(fx.Tracer):
             raise
         except Exception as error:
             # A proxy in the place of a tensor can break a forward in any way.
-            raise Untraceable(m) from error
-        if _random_state() != before:
+            raise Untraceable(self._original(m)) from error
+        if (self.draws.count, random.getstate()) != before:
             # What it has drawn here would hold for ever.
-            raise Untraceable(m)
+            raise Untraceable(self._original(m))
         return result
 
 
-def _trace(model: nn.Module, tracer: fx.Tracer, *, training: bool) -> TracedModel:
-    root = _LogitsOf(model)
-    state = random.getstate()
-    with mode_of(model, training=training), _attributes_kept(model), torch.random.fork_rng(devices=[]):
+def _twin(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
+    """Return a copy that shares parameters and buffers, and which module each of its modules stands for."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    # What a forward with gradients has left behind cannot be copied.
+    left = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    shared |= {id(each): each.detach() for each in left}
+    try:
+        twin = copy.deepcopy(model, shared)
+    except Exception as error:  # copying runs the modules' own code
+        raise Untraceable(model) from error
+    return twin, dict(zip(twin.modules(), model.modules(), strict=True))
+
+
+def _trace(model: nn.Module, twin: nn.Module, tracer: _Tracer, *, training: bool) -> TracedModel:
+    root, traced = _LogitsOf(model), _LogitsOf(twin)
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    with mode_of(twin, training=training), _attributes_kept(twin):
         try:
-            graph = tracer.trace(root)
+            with tracer.draws:
+                graph = tracer.trace(traced)
         except Untraceable:
             raise
         except Exception as error:
             raise Untraceable(model) from error
         finally:
             random.setstate(state)
+            if tracer.draws.count:
+                torch.set_rng_state(torch_state)
+    # Tensors that the forward makes are stored on what is traced.
+    vars(root).update((name, value) for name, value in vars(traced).items() if name not in vars(root))
     frozen = _frozen_nodes(root, graph)
     # Auxiliary outputs that nobody asks for, assertions, and comparisons that are decided.
     for node in reversed(graph.nodes):
@@ -227,10 +277,6 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for name in now.keys() - before.keys():
                 del now[name]
             now.update(before)
-
-
-def _random_state() -> tuple[Any, ...]:
-    return (torch.get_rng_state().numpy().tobytes(), random.getstate())
 
 
 def _frozen_nodes(root: nn.Module, graph: fx.Graph) -> set[fx.Node]:

@@ -15,6 +15,10 @@ from transferkit.features.frozen_graph import TracedModel, Untraceable, trace_mo
 from transferkit.module_tree import has_parameters, plain_name
 
 
+class NoCut(Exception):
+    """A traced model has no place for a cut; the text says why, in a few words."""
+
+
 class GraphCut(NamedTuple):
     """Both sides of a cut, and where it is, such as ``"before 'fc'"``."""
 
@@ -44,13 +48,11 @@ class _ByMode(nn.Module):
         return (self.training_form if self.training else self.inference_form)(features)
 
 
-def cut_graph(model: nn.Module) -> GraphCut | None:
+def cut_graph(model: nn.Module) -> GraphCut:
     """Cut a model at the last frozen tensor on every path from the images to what trains.
 
-    Returns:
-        ``None`` where there is no such tensor, or nothing with parameters before it.
-
     Raises:
+        NoCut: There is no such tensor, or nothing with parameters before it.
         Untraceable: The forward of the model cannot be traced.
     """
     opened: set[nn.Module] = set()
@@ -77,7 +79,27 @@ def cut_graph(model: nn.Module) -> GraphCut | None:
         if not entered:
             break
         opened |= entered
-    return best if best is not None and has_parameters(best.prefix) else None
+    if best is not None and has_parameters(best.prefix):
+        return best
+    if _runs_what_is_frozen(training):
+        raise NoCut("no single tensor carries what is frozen to what trains")
+    raise NoCut("nothing is frozen before what trains")
+
+
+def _runs_what_is_frozen(form: TracedModel) -> bool:
+    """Whether frozen weights are used on the images, or on what comes of them and is frozen."""
+    reached: set[fx.Node] = set()
+    for node in form.graph.nodes:
+        if node.op == "placeholder":
+            reached.add(node)
+        elif node in form.frozen and _depends_on(reached, node):
+            reached.add(node)
+            if node.op == "call_module" and has_parameters(form.root.get_submodule(str(node.target))):
+                return True
+            weights = [each for each in node.all_input_nodes if each.op == "get_attr"]
+            if any(isinstance(_state(form, each), nn.Parameter) for each in weights):
+                return True
+    return False
 
 
 def _last_places(

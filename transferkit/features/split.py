@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from transferkit.backbones.spec import unwrapped
 from transferkit.classification import logits_of
 from transferkit.errors import SelectorError
 from transferkit.features.frozen_graph import Untraceable, acts_differently, is_frozen, mode_of
-from transferkit.features.graph_cut import cut_graph, may_write
+from transferkit.features.graph_cut import NoCut, cut_graph, may_write
 from transferkit.heads import find_head, head_module
 from transferkit.module_tree import can_train, find_module, has_parameters, named_children, plain_name
 from transferkit.runtime import Execution
@@ -54,7 +55,8 @@ def split_model(model: nn.Module) -> Split:
             be traced and its head alone trains, the cut is before the head.
 
     Raises:
-        NoSplit: Nothing trains, nothing is frozen before it, or the cut cannot be found.
+        NoSplit: Nothing trains, nothing is frozen before it, no single tensor stands between both,
+            or the cut cannot be found.
 
     >>> from transferkit.freezing import freeze
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2))
@@ -70,18 +72,17 @@ def split_model(model: nn.Module) -> Split:
     if acts_differently(root):
         raise NoSplit(f"{type(root).__name__} has hooks, or a train method of its own")
     try:
-        cut = cut_graph(root)
+        return Split(root, *cut_graph(root))
     except Untraceable as error:
         return _split_at_head(root, error)
-    if cut is None:
-        raise NoSplit("nothing is frozen before what trains")
-    return Split(root, *cut)
+    except NoCut as error:
+        raise NoSplit(str(error)) from error
 
 
-@torch.no_grad()
 def why_not_split(split: Split, inputs: Tensor, execution: Execution) -> str | None:
     """Compare the cut model with the whole one on a batch.
 
+    Both run in float32, where rounding hides next to nothing, and then as they will in training.
     Modes, buffers and random state are left as they were.
 
     Args:
@@ -93,11 +94,25 @@ def why_not_split(split: Split, inputs: Tensor, execution: Execution) -> str | N
         ``None`` where features and suffix give what the model gives; otherwise the reason why
         the model must run whole.
     """
+    low = execution.precision != "fp32"
+    weights = [each for each in split.model.parameters() if can_train(each)]
+    if low and any(each.dtype != torch.float32 for each in weights):
+        return "its weights are not float32"
+    reason = _why_not(split, inputs.float(), dataclasses.replace(execution, precision="fp32"))
+    if reason is None and low:
+        # A forward may ask whether autocast is on; while it was traced it was not.
+        reason = _why_not(split, inputs, execution)
+    return reason
+
+
+@torch.no_grad()
+def _why_not(split: Split, inputs: Tensor, execution: Execution) -> str | None:
     model, prefix, suffix = parts = split.model, split.prefix, split.suffix
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [inputs.device] if inputs.is_cuda else []
+    context = (torch.random.fork_rng(devices=devices), execution.arithmetic(), execution.autocast())
     try:
-        with torch.random.fork_rng(devices=devices), mode_of(*parts, training=False), execution.autocast():
+        with mode_of(*parts, training=False), context[0], context[1], context[2]:
             expected = logits_of(model(inputs))
             try:
                 with torch.enable_grad():
@@ -120,20 +135,35 @@ def why_not_split(split: Split, inputs: Tensor, execution: Execution) -> str | N
         return "something that trains is used before the cut too"
     if not torch.equal(features, in_training):
         return "what stands before the cut differs between training and use"
-    if not _agree(logits, expected, 1e-5 if execution.precision == "fp32" else 2e-2):
+    exact = execution.precision == "fp32"
+    rounding = torch.finfo(execution.dtype).eps
+    allowed = (1e-5 if exact else 2e-2) * _spread(expected) + rounding * _largest(expected)
+    if not _agree(logits, expected, allowed):
         return "the model does more after the cut than what trains"
-    # Other sizes of batches round otherwise, in TF32 above all; what is looked for is larger.
-    if not (_agree(alone, features[:1], 0.1) and _agree(logits_alone, expected[:1], 0.1)):
+    # Other sizes of batches round otherwise; in low precision that tells nothing of the model.
+    same = (
+        _agree(values, whole[:1], 1e-3 * _spread(whole) + 8 * rounding * _largest(whole))
+        for values, whole in ((alone, features), (logits_alone, expected))
+    )
+    if exact and not all(same):
         return "an image's features depend on the batch that it is in"
     return None
 
 
-def _agree(values: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether tensors differ by rounding only, against the largest value."""
+def _spread(values: Tensor) -> float:
+    """Return how far values lie apart; a constant that all of them share is no part of that."""
+    return float(values.float().amax() - values.float().amin())
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.float().abs().amax())
+
+
+def _agree(values: Tensor, expected: Tensor, allowed: float) -> bool:
+    """Whether tensors have one shape and differ by no more than is allowed."""
     if values.shape != expected.shape:
         return False
-    scale = expected.float().abs().amax().clamp_min(1e-6)
-    return bool((values.float() - expected.float()).abs().amax() <= tolerance * scale)
+    return bool((values.float() - expected.float()).abs().amax() <= allowed)
 
 
 class _HeadInput(nn.Module):

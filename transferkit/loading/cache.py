@@ -12,6 +12,7 @@ Nothing else in these folders is touched, and no link is followed below the root
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from transferkit.checks import require
 from transferkit.errors import ArgumentError, OutputError
@@ -67,7 +68,8 @@ class Entry:
 def cache_root() -> Path:
     """Return the folder of the cache; it need not exist.
 
-    The variable ``TRANSFERKIT_CACHE`` names it. Otherwise it is ``transferkit`` in
+    The variable ``TRANSFERKIT_CACHE`` names it; a relative path counts from the folder in which
+    the process works when it first asks for it, and stays there. Otherwise it is ``transferkit`` in
     ``$XDG_CACHE_HOME`` or, without that, in the system's place for caches.
 
     Raises:
@@ -78,7 +80,7 @@ def cache_root() -> Path:
     local = os.environ.get("LOCALAPPDATA")
     try:
         if named:
-            return Path(named).expanduser().absolute()
+            return _absolute(Path(named).expanduser())
         if shared and Path(shared).is_absolute():  # its specification has relative paths ignored
             return Path(shared) / "transferkit"
         if sys.platform == "win32" and local:
@@ -90,6 +92,11 @@ def cache_root() -> Path:
             "There is no home directory to keep the cache in; "
             "the variable TRANSFERKIT_CACHE must name a folder for it."
         ) from None
+
+
+@functools.cache  # a process that goes to another folder later keeps its cache
+def _absolute(path: Path) -> Path:
+    return path.absolute()
 
 
 def cache_limit() -> int:
@@ -198,6 +205,39 @@ def remove_segment(folder: Path) -> bool:
     return True
 
 
+def remove_damaged(folder: Path) -> None:
+    """Remove a segment that cannot be used, with what stands in its place or in that of its files."""
+    if folder.is_symlink() or not folder.is_dir():  # what a link leads to is not the cache's
+        with contextlib.suppress(OSError):
+            folder.unlink()
+        return
+    for name in (ROWS, IDS, INDEX):
+        make_way(folder / name)
+    remove_segment(folder)
+
+
+def make_way(path: Path) -> None:
+    """Remove what stands where a file belongs and is none: a pipe, a link or an empty folder."""
+    with contextlib.suppress(OSError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            path.rmdir()
+        elif not stat.S_ISREG(mode):
+            path.unlink()
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file to read it.
+
+    Raises:
+        ValueError: It is no file; to open a pipe would wait for ever.
+        OSError: It cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no file")
+    return path.open("rb")
+
+
 @contextlib.contextmanager
 def writing_folder(place: Path) -> Iterator[Path]:
     """Make a folder for a segment that is not finished; what is left of it goes in the end."""
@@ -254,7 +294,8 @@ def _usage(segment: Path) -> tuple[int, float]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        with open_file(path) as file:
+            return json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checks import require
-from transferkit.loading.cache import IDS, INDEX, ROWS, output_errors, remove_segment
+from transferkit.loading.cache import IDS, INDEX, ROWS, open_file, output_errors, remove_damaged
 
 T = TypeVar("T")
 Digests = npt.NDArray[np.uint64]
@@ -259,17 +259,18 @@ class Segment:
         self, name: str, record: Mapping[str, int], dtype: np.dtype[Any], row_shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
         """Map a file, after it was read through: what was checked and what is mapped is one open file."""
-        with (self._folder / name).open("rb") as file:
+        with open_file(self._folder / name) as file:
             size = os.fstat(file.fileno()).st_size
             if size != record["bytes"] or (self._check and _crc32(file) != record["crc32"]):
                 raise ValueError(f"{name} has changed")
             file.seek(0)
             shape = (self._count, *row_shape)
-            np.lib.format.read_magic(file)
-            if np.lib.format.read_array_header_1_0(file) != (shape, False, dtype):
+            # A planted header is not parsed, and a size that is too large for NumPy does not reach it.
+            header = _npy_header(dtype, shape)
+            if file.read(len(header)) != header or size != len(header) + math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} is not what the index says")
             # Copied when written to: the file stays as it is, and torch takes the array without a warning.
-            return np.memmap(file, dtype, mode="c", offset=file.tell(), shape=shape)
+            return np.memmap(file, dtype, mode="c", offset=len(header), shape=shape)
 
 
 def open_segment(folder: Path, key: str, *, check: bool = True) -> Segment | None:
@@ -301,7 +302,7 @@ def _usable(folder: Path, read: Callable[[], T]) -> T | None:
     try:
         return read()
     except (ValueError, FileNotFoundError):
-        remove_segment(folder)
+        remove_damaged(folder)
     except OSError:  # it may be whole: too many files may be open, or it may be another user's
         pass
     return None
@@ -325,13 +326,14 @@ def _read_index(path: Path) -> dict[str, Any]:
         ValueError: It is not.
         OSError: It cannot be read.
     """
-    text = path.read_bytes()
+    with open_file(path) as file:
+        text = file.read()
     try:
         index: dict[str, Any] = json.loads(text)
         whole = (
             _index_text(index).encode() == text
             and index["dtype"] in _DTYPES
-            and all(type(number) is int for number in (index["rows"], *index["shape"]))
+            and all(type(number) is int and number > 0 for number in (index["rows"], *index["shape"]))
             and all(index["files"][name].keys() == {"bytes", "crc32"} for name in (IDS, ROWS))
             and isinstance(index["recipe"], str)
         )

@@ -26,8 +26,10 @@ from transferkit.loading.cache import (
     cache_limit,
     cache_root,
     evict,
+    make_way,
+    open_file,
     output_errors,
-    remove_segment,
+    remove_damaged,
     segment_folders,
     writing_folder,
 )
@@ -255,7 +257,8 @@ class RowStore:
     def _is_others(self) -> bool:
         """Whether the folder is said to hold rows of another recipe; without a word, its segments tell."""
         try:
-            return bool(json.loads((self.folder / RECIPE).read_bytes()) != json.loads(self._recipe))
+            with open_file(self.folder / RECIPE) as file:
+                return bool(json.loads(file.read()) != json.loads(self._recipe))
         except FileNotFoundError:
             return False
         except (OSError, ValueError, RecursionError):
@@ -273,13 +276,14 @@ class RowStore:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if self._is_others() or not (self.folder / RECIPE).exists():
                     write_synced(written / RECIPE, self._recipe)
+                    make_way(self.folder / RECIPE)
                     (written / RECIPE).replace(self.folder / RECIPE)
                 written.rename(target)
             except OSError:
                 present = open_segment(target, self._key)
                 if present is not None and present.is_whole():
                     return present
-                remove_segment(target)  # or else the folder has just been removed by another process
+                remove_damaged(target)  # or else the folder has just been removed by another process
                 if last:
                     raise
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 from transferkit.checks import require
@@ -55,10 +56,19 @@ def recipe_phases(recipe: str | Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     return phases
 
 
+def by_steps(phases: Iterable[Phase]) -> tuple[Phase, ...]:
+    """Return phases in which no solver fits the head.
+
+    >>> [phase.solver for phase in by_steps(recipe_phases("lp-ft"))]
+    ['sgd', 'sgd']
+    """
+    return tuple(dataclasses.replace(phase, solver="sgd") for phase in phases)
+
+
 @register_recipe("linear-probe")
 def linear_probe() -> list[Phase]:
     """Train the head on a frozen backbone (feature extraction)."""
-    return [Phase(train="head", epochs=20)]
+    return [Phase(train="head", epochs=20, solver="lbfgs")]
 
 
 @register_recipe("fine-tune")
@@ -71,6 +81,6 @@ def fine_tune() -> list[Phase]:
 def probe_then_fine_tune() -> list[Phase]:
     """Train the head first, then everything from there (Kumar et al., 2022, arXiv:2202.10054)."""
     return [
-        Phase(train="head", epochs=10),
+        Phase(train="head", epochs=10, solver="lbfgs"),
         Phase(train="all", epochs=10, freeze_batch_norm=True, augmentation="light"),
     ]
