@@ -215,7 +215,7 @@ def test_backbones_take_a_pattern(capsys):
             "The 'seed' parameter of Trainer must be an int below",
         ),
         (["train", "phtos"], 2, "There is no folder and no data set 'phtos'"),
-        (["train", "{photos}", "--epochs", "0"], 2, "must be an int of at least 1. Got 0"),
+        (["train", "{photos}", "--epochs", "1"], 2, "at least 2, one for each phase"),
         (["train", "{photos}", "--device", "tpu"], 2, "The 'device' parameter must be one of 'auto', 'cpu'"),
         (["train", "{photos}", "--weights", "nowhere.pth"], 4, "nowhere.pth"),
         (["train", "{photos}", "--out", "{photos}"], 2, "is already in use; choose a new one."),

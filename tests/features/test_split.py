@@ -225,61 +225,6 @@ def test_what_the_tracing_cannot_see_is_seen_by_the_check(device):
     assert reason_of(split, images) == "an image's features depend on the batch that it is in"
 
 
-class Shifting(nn.Module):
-    """Adds to the logits behind the head, in the shadow of a large constant."""
-
-    def __init__(self, shift):
-        super().__init__()
-        self.body = nn.Linear(12, 8)
-        self.fc = nn.Linear(8, 3)
-        nn.init.constant_(self.fc.bias, 100.0)
-        self.register_buffer("shift", torch.tensor([0.0, shift, -shift]))
-
-    def forward(self, images):
-        x = images.flatten(1)
-        return self.fc(self.body(x if x.sum().item() < 1e30 else -x)) + self.shift
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("shift", [1.9, 0.01, 0.0])
-def test_what_follows_the_head_does_not_hide_behind_a_constant(shift, precision, device):
-    model = Shifting(shift).to(device)
-    reason = reason_of(cut_at_head(model), IMAGES.to(device), precision)
-    assert reason == ("the model does more after the cut than what trains" if shift else None)
-    images = IMAGES.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    assert reason_of(cut_at_head(model), images, precision) == reason
-
-
-class Leaning(nn.Module):
-    """What an image becomes depends a little on the others."""
-
-    def forward(self, x):
-        return x - 0.02 * x.mean(dim=0)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_small_dependence_on_the_batch_is_seen(precision, device):
-    split = split_model(with_layer(Leaning()).to(device))
-    reason = reason_of(split, IMAGES.to(device), precision)
-    assert reason == "an image's features depend on the batch that it is in"
-
-
-def test_a_forward_that_asks_for_autocast_is_not_cut(device):
-    def asking(self, x):
-        x = self.one(x)
-        return self.fc(x * 2 if torch.is_autocast_enabled(x.device.type) else x)
-
-    model = Net(lambda self, x: asking(self, x)).to(device)
-    split = cut_at_head(model)
-    split = Split(model, split.prefix, nn.Sequential(model.fc), split.where)
-    assert reason_of(split, IMAGES.to(device)) is None
-
-
-def test_weights_of_low_precision_run_whole(device):
-    model = Net(lambda self, x: self.fc(self.one(x))).to(device, torch.bfloat16)
-    assert reason_of(cut_at_head(model), IMAGES.to(device), "bf16") == "its weights are not float32"
-
-
 @pytest.mark.parametrize("length", [5, 4])
 def test_rows_must_be_images(length, device):
     """Sequences may come first; with as many steps as images only a smaller batch shows it."""
