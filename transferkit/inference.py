@@ -77,20 +77,27 @@ def work_of(module: nn.Module, size: int) -> Work:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         try:
-            shapes = {name: value.detach().to("meta") for name, value in state.items()}
-            output = torch.func.functional_call(
-                module, shapes, (torch.empty(1, 3, size, size, device="meta"),)
-            )
+            # A copy without values: another thread may be using the module itself.
+            output = _without_values(module)(torch.empty(1, 3, size, size, device="meta"))
         except (RuntimeError, NotImplementedError, TypeError):
             # A module that makes tensors of its own mixes devices; it is asked with a real image.
-            like = next(iter(state.values()), torch.empty(0))
+            like = next(module.parameters(), torch.empty(0))
             output = module(torch.zeros(1, 3, size, size, device=like.device))
     shape = getattr(getattr(output, "logits", output), "shape", (1,))
     return Work(counter.get_total_flops(), tuple(shape[1:]))
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Return a copy whose parameters and buffers have shapes and no values."""
+    empty: dict[int, Any] = {}
+    for each in module.parameters():
+        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=False)
+    for each in module.buffers():
+        empty[id(each)] = each.to("meta")
+    return copy.deepcopy(module, empty)
 
 
 def pays_to_compile(module: nn.Module, operations: int, execution: Execution) -> bool:
