@@ -160,7 +160,7 @@ def test_compiling_pays_for_many_images_and_not_for_few():
 @pytest.mark.parametrize(("compile", "expected"), [(True, True), (False, False), ("auto", False)])
 def test_the_form_follows_from_facts(compile, expected):
     execution = dataclasses.replace(FP32, compile=compile)
-    form = choose_form(small_network(), execution, operations=10**13, batch_size=32)
+    form = choose_form(small_network(), execution, operations=10**12, batch_size=32)
     assert form == Form("fp32", True, expected, 32)
     plain = dataclasses.replace(execution, fold=False)
     assert choose_form(small_network(), plain, operations=10**13, batch_size=32).folded is False
