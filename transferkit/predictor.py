@@ -24,7 +24,7 @@ from transferkit.heads import class_names
 from transferkit.inference import FastForward, fast_model
 from transferkit.loading.image_pixels import pixels_of
 from transferkit.loading.normalize import normalized
-from transferkit.runtime import Execution, given_execution
+from transferkit.runtime import Execution, available_processors, given_execution
 from transferkit.saved_model import load_model
 
 _EMPTY = "There is no image to predict: the list is empty."
@@ -69,7 +69,7 @@ class Predictor:
         self.preprocessing = spec_of(model).preprocessing
         self.batch_size = check_int("Predictor", "batch_size", batch_size, 1)
         self.workers = (
-            (os.cpu_count() or 1) if workers is None else check_int("Predictor", "workers", workers)
+            available_processors() if workers is None else check_int("Predictor", "workers", workers)
         )
         self.execution = given_execution(
             model, execution, owner="Predictor", device=device, precision=precision, compile=compile

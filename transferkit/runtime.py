@@ -201,13 +201,9 @@ def why_not_compile(device: torch.device) -> str | None:
     return None if found else "there is no C++ compiler"
 
 
-def available_threads() -> int:
-    """Return how many threads of the CPU this process may use at once.
-
-    torch counts the processors of the machine; the process may be confined to some of them.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), allowed))
+def available_processors() -> int:
+    """Return how many processors this process may use; it may be confined to some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_execution(
@@ -252,7 +248,7 @@ def resolve_execution(
         convolutional,
         reason,
         compile=compile,
-        threads=available_threads(),
+        threads=min(torch.get_num_threads(), available_processors()),
         decode=decode,
     )
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from transferkit.augmentations import Augmentation, per_sample
-from transferkit.augmentations import augmentation as augmentation_named
+from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
 from transferkit.checks import check_int, check_positive, require
 from transferkit.classification import CrossEntropy, class_weights_of
@@ -23,6 +21,7 @@ from transferkit.inference import small_execution
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import save_model, spec_to_dict
+from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
 from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback, ProgressBar
@@ -38,8 +37,6 @@ from transferkit.training.phases import Phase, epochs_of, share_epochs
 from transferkit.training.recipes import by_steps, recipe_phases
 from transferkit.training.run_directory import RunDirectory, versions
 from transferkit.training.schedules import build_scheduler
-
-AugmentationLike = str | Augmentation | Callable[..., Any]
 
 
 class Trainer:
@@ -124,7 +121,7 @@ class Trainer:
         self._preprocessing = None if spec is None else spec.preprocessing
         self._augmentation = None
         if augmentation is not None:
-            self._augmentation = self._resolve_augmentation(augmentation)
+            self._augmentation = resolve_augmentation(augmentation, self._preprocessing)
         if run_dir is not None and spec is None:
             raise ArgumentError(
                 "A run directory needs a model with a spec, to save it; give it one with "
@@ -319,32 +316,12 @@ class Trainer:
         if self._augmentation is not None:
             chosen = self._augmentation
         elif phase.augmentation is not None:
-            chosen = self._resolve_augmentation(phase.augmentation)
+            chosen = resolve_augmentation(phase.augmentation, self._preprocessing)
         elif phase.views > 1:
-            chosen = self._resolve_augmentation("light")
+            chosen = resolve_augmentation("light", self._preprocessing)
         else:
             return None
         return None if chosen.name == "none" else chosen
-
-    def _resolve_augmentation(self, value: AugmentationLike) -> Augmentation:
-        if isinstance(value, Augmentation):
-            side, wanted = value.stored.size, self._preprocessing
-            sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-            size = value.apply(sample, value.draw(0, 0, np.zeros(1, dtype=np.int64))).shape[-1]
-            if wanted is not None and size != wanted.size:
-                raise ArgumentError(
-                    f"The augmentation {value.name!r} gives images of {size} px, but the model takes "
-                    f"{wanted.size} px; make it with transferkit.augmentation(name, preprocessing)."
-                )
-            return value
-        if self._preprocessing is None:
-            raise ArgumentError(
-                "Augmentation needs the model's preprocessing; give the model one with "
-                "transferkit.attach_spec(model, head=..., preprocessing=...)."
-            )
-        if isinstance(value, str):
-            return augmentation_named(value, self._preprocessing)
-        return per_sample(value, self._preprocessing)
 
     def _config(self, phases: Sequence[Phase], data: TrainingData, record: dict[str, Any]) -> dict[str, Any]:
         spec = find_spec(self.model)

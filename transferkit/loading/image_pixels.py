@@ -14,11 +14,10 @@ from transferkit.checks import check_choice
 from transferkit.loading.decode import decode as decode_image
 from transferkit.loading.jpeg import plain_jpeg
 from transferkit.loading.resample import resized
+from transferkit.runtime import DECODINGS
 
 if TYPE_CHECKING:
     from transferkit.loading.decode import Decodable
-
-DECODINGS = ("fast", "exact")
 
 
 def pixels_of(

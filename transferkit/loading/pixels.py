@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,11 @@ from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.checks import check_choice
 from transferkit.datasets.base import Part
 from transferkit.errors import OutputError
-from transferkit.loading.image_pixels import DECODINGS, fitted, read_pixels
+from transferkit.loading.image_pixels import fitted, read_pixels
 from transferkit.loading.memory import available_memory, free_memory
 from transferkit.loading.row_segments import RowType
 from transferkit.loading.row_store import Rows, RowStore
+from transferkit.runtime import DECODINGS, available_processors
 
 # Pixels are kept where they take at most this share of the memory that is free at the start.
 _SHARE_OF_MEMORY = 0.5
@@ -83,7 +83,7 @@ class Pixels:
         self._part = part
         self._exact = decode == "exact"
         self._reduced = reduced
-        self._workers = _processors() if workers is None else workers
+        self._workers = available_processors() if workers is None else workers
         if not part.fixed:
             self._workers = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -263,8 +263,3 @@ class Pixels:
                 "pillow": PIL.__version__,
             },
         }
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
