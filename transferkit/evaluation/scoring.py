@@ -13,8 +13,9 @@ from transferkit.classification import logits_of
 from transferkit.datasets.base import Part, Splits
 from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
-from transferkit.features.split import NoSplit, split_model
-from transferkit.features.stored import BATCH_SIZE, FrozenPrefix, Unfit
+from transferkit.features.extract import head_inputs
+from transferkit.features.split import NoSplit
+from transferkit.features.stored import Unfit
 from transferkit.heads import class_names
 from transferkit.inference import fast_model, small_execution
 from transferkit.loading.batches import BatchSource
@@ -44,7 +45,9 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
 def part_logits(
     model: nn.Module, part: Part, execution: Execution, *, batch_size: int, workers: int | None
 ) -> Tensor:
-    """Run a model with a spec over the images of a part, what is frozen through the cache.
+    """Run a model with a spec over the images of a part, all but its head through the cache.
+
+    So the same model and images give the same logits, whether it was just trained or loaded.
 
     Returns:
         Logits, float32 ``[N, C]``, on the CPU. The model is left in the mode in which it was.
@@ -55,19 +58,11 @@ def part_logits(
     try:
         if not part.fixed:
             raise NoSplit("the images may vary")
-        split = split_model(model)
-        prefix = FrozenPrefix(split, spec.preprocessing, execution, images=len(part), name=spec.name)
-        reason = prefix.why_not()
-        if reason is not None:
-            raise NoSplit(reason)
-        source = image_batches(
-            part, spec.preprocessing, execution, batch_size=BATCH_SIZE, workers=workers, keep=False
-        )
-        features = prefix.rows(part, source)
-        rows = RowBatches(features, part.targets, device=execution.device, batch_size=batch_size)
-        execution = small_execution(split.suffix, tuple(features.shape[1:]), execution)
-        with execution.arithmetic():
-            return collect_logits(split.suffix, rows, execution)[0]
+        found = head_inputs(model, part, execution, workers=workers)
+        rows = RowBatches(found.rows, part.targets, device=execution.device, batch_size=batch_size)
+        small = small_execution(found.suffix, tuple(found.rows.shape[1:]), execution)
+        with small.arithmetic():
+            return collect_logits(found.suffix, rows, small)[0]
     except (NoSplit, Unfit):
         pass
     source = image_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from transferkit.backbones.spec import spec_of, unwrapped
 from transferkit.datasets.base import Part, Splits
-from transferkit.errors import ArgumentError, DataError
+from transferkit.errors import ArgumentError, DataError, SelectorError
 from transferkit.features.split import NoSplit, split_model
 from transferkit.features.stored import BATCH_SIZE, FrozenPrefix, Unfit
 from transferkit.freezing import freeze
@@ -95,27 +95,53 @@ def extract_features(
         model, execution, owner="extract_features", device=device, precision=precision, compile=compile
     )
     execution.place(model)
-    with execution.arithmetic():
-        rows, note = part_features(model, part, execution, workers=workers)
-    return Features(_flat(rows), part.targets, part.classes, part.ids, note)
-
-
-def part_features(
-    model: nn.Module, part: Part, execution: Execution, *, workers: int | None
-) -> tuple[Tensor | Rows, str]:
-    """Return what the head is given for each image of a part, ``[N, ...]``, and how it came to be."""
-    spec = spec_of(model)
     try:
-        split = split_model(freeze(_twin(model), except_="head"))
-        prefix = FrozenPrefix(split, spec.preprocessing, execution, images=len(part), name=spec.name)
-        source = image_batches(
-            part, spec.preprocessing, execution, batch_size=BATCH_SIZE, workers=workers, keep=False
-        )
-        return prefix.rows(part, source), prefix.note
+        with execution.arithmetic():
+            found = head_inputs(model, part, execution, workers=workers)
     except (NoSplit, Unfit) as error:
         raise ArgumentError(
             f"The features of this {type(unwrapped(model)).__name__} cannot be told from its head: {error}."
         ) from error
+    return Features(_flat(found.rows), part.targets, part.classes, part.ids, found.note)
+
+
+class HeadInputs(NamedTuple):
+    """What the head of a model is given for each image of a part.
+
+    Attributes:
+        rows: Shape ``[N, ...]``.
+        suffix: From these to logits; it shares the weights of the model's head.
+        note: How they came to be, in a few words.
+    """
+
+    rows: Tensor | Rows
+    suffix: nn.Module
+    note: str
+
+
+def head_inputs(model: nn.Module, part: Part, execution: Execution, *, workers: int | None) -> HeadInputs:
+    """Run everything but the head over the images of a part, or read what that gave from the cache.
+
+    Args:
+        model: A model with a spec, on the execution's device; what of it is frozen plays no role.
+        part: Images that are the same each time.
+        execution: How the model runs.
+        workers: Number of decoding threads.
+
+    Raises:
+        NoSplit: The model cannot be cut before its head.
+        Unfit: The cut changes what the model gives.
+    """
+    spec = spec_of(model)
+    try:
+        split = split_model(freeze(_twin(model), except_="head"))
+    except SelectorError as error:
+        raise NoSplit(str(error)) from error
+    prefix = FrozenPrefix(split, spec.preprocessing, execution, images=len(part), name=spec.name)
+    source = image_batches(
+        part, spec.preprocessing, execution, batch_size=BATCH_SIZE, workers=workers, keep=False
+    )
+    return HeadInputs(prefix.rows(part, source), split.suffix, prefix.note)
 
 
 def _twin(model: nn.Module) -> nn.Module:
