@@ -83,7 +83,7 @@ def extract_features(
     >>> part = tk.Part(np.zeros((4, 32, 32, 3), dtype=np.uint8), [0, 1] * 2, ["ant", "bee"])
     >>> features = extract_features(tk.load_backbone("mini"), part, device="cpu")
     >>> features.x.shape, features.y.tolist()
-    ((4, 256), [0, 1, 0, 1])
+    ((4, 512), [0, 1, 0, 1])
     """
     spec_of(model)  # images need its preprocessing
     part = part_of(data.train if isinstance(data, Splits) else data)

@@ -35,7 +35,7 @@ def module_fingerprint(module: nn.Module) -> str | None:
         32 hexadecimal digits, or ``None`` where something cannot be told: hooks, a ``forward``
         that was put on an instance, an attribute of an unknown kind, code without a file.
 
-    >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> first, second = (nn.Linear(2, 2).requires_grad_(False) for _ in range(2))
     >>> module_fingerprint(first) == module_fingerprint(second)
     False
     """
