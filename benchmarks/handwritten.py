@@ -53,7 +53,7 @@ class TrainingLoop:
         with self._autocast():
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._scheduler.step()

@@ -134,7 +134,7 @@ class Execution:
 def _tf32_switches() -> list[Any]:
     """Return what decides whether CUDA shortens the factors of float32 products to TF32."""
     # torch's own annotations lack the second.
-    return [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")]  # noqa: B009
+    return [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")]  # noqa: B009 (undeclared)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -103,7 +103,7 @@ def test_identity_of_a_pil_image_is_of_what_is_seen_of_it() -> None:
     assert names[0] == names[1]  # the same picture, decoded to the same pixels
     assert len(set(names)) == 4
     with pytest.raises(ImageDecodeError, match="The image 'x' cannot be decoded: it must be a path, bytes"):
-        Part([3], [0], ["a"], ids=["x"]).identity(0)  # type: ignore[list-item]
+        Part([3], [0], ["a"], ids=["x"]).identity(0)
 
 
 def test_a_path_may_be_text_or_like_one(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class _Tracer(ThreadTracer):
         super().__init__()
         self._originals = originals
         self._model = next(iter(originals))
-        self.draws = _Draws()  # type: ignore[no-untyped-call]
+        self.draws = _Draws()  # type: ignore[no-untyped-call]  # its base has no types
         self._opened = opened
         self._opaque = opaque
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -210,7 +210,7 @@ class LoaderBatches:
 
     def __len__(self) -> int:
         try:
-            return len(self._loader)  # type: ignore[arg-type]
+            return len(self._loader)  # type: ignore[arg-type]  # one without a length is told below
         except TypeError:
             raise DataError(
                 "A loader must have a length, from which schedules follow. "
@@ -221,7 +221,7 @@ class LoaderBatches:
         """Return the number of samples in an epoch, where the loader tells."""
         dataset = getattr(self._loader, "dataset", None)
         drops = bool(getattr(self._loader, "drop_last", False))
-        return len(dataset) if hasattr(dataset, "__len__") and not drops else None  # type: ignore[arg-type]
+        return len(dataset) if isinstance(dataset, Sized) and not drops else None
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch; their order is the loader's own affair."""

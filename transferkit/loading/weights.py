@@ -154,12 +154,12 @@ def _with_versions(state: dict[str, Tensor], module: nn.Module) -> dict[str, Ten
     which MNASNet insists on. Only batch norm without ``num_batches_tracked`` must be older.
     """
     own = module.state_dict()
-    versions = OrderedDict(own._metadata)  # type: ignore[attr-defined]
+    versions = OrderedDict(own._metadata)  # type: ignore[attr-defined]  # torch sets it, undeclared
     for name in own.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):
             del versions[name.rpartition(".")[0]]
     versioned = OrderedDict(state)
-    versioned._metadata = versions | getattr(state, "_metadata", {})  # type: ignore[attr-defined]
+    versioned._metadata = versions | getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # as above
     return versioned
 
 
