@@ -35,6 +35,10 @@ class RunDirectoryError(ArgumentError):
     """A run directory is already in use, or is not one."""
 
 
+class ResumeMismatchError(RunDirectoryError):
+    """A run cannot go on, because it began with other settings or other data."""
+
+
 class DataError(TransferkitError):
     """A data set cannot be used as it is."""
 
@@ -51,6 +55,14 @@ class ClassMismatchError(DataError):
 
 class DownloadError(DataError):
     """A file that has to come from the network could not be fetched."""
+
+
+class ArchiveError(DataError):
+    """An archive holds what must not be unpacked, or is damaged."""
+
+
+class LoaderError(DataError):
+    """A ``DataLoader`` of the user's own gave up, or gave nothing for too long."""
 
 
 class CheckpointError(TransferkitError):
@@ -81,6 +93,14 @@ class OutputError(TransferkitError, OSError):
     """A file could not be written or read."""
 
     exit_code: ClassVar[int] = 6
+
+
+class CheckpointWriteError(OutputError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class DeviceMemoryError(TransferkitError, RuntimeError):
+    """A batch does not fit in the memory of the device."""
 
 
 class MissingExtraError(TransferkitError, ImportError):

@@ -46,8 +46,8 @@ class BatchSource(Protocol):
         """Return the number of samples in an epoch, where it is known."""
         ...
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch; epochs are counted over the whole run."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch from batch ``start`` on; epochs are counted over the whole run."""
         ...
 
 
@@ -93,9 +93,9 @@ class Ordered:
         count = len(self._labels)
         return stream(self._seed, "order", epoch).permutation(count) if self._shuffle else np.arange(count)
 
-    def _indices(self, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
+    def _indices(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
         order = self._order(epoch)
-        return (order[part] for part in self._slices)
+        return (order[part] for part in self._slices[start:])
 
 
 class ImageBatches(Ordered):
@@ -136,9 +136,9 @@ class ImageBatches(Ordered):
         self._dtype = dtype
         self._channels_last = channels_last
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        return self._batches(self._indices(number), number)
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch from batch ``start`` on."""
+        return self._batches(self._indices(number, start), number)
 
     def visit(self, positions: npt.NDArray[np.int64], epoch: int = 0) -> Iterator[Batch]:
         """Yield batches of the images at ``positions``, in that order.
@@ -187,9 +187,9 @@ class TensorBatches(Ordered):
         self._inputs = inputs
         self._device = torch.device(device)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for indices in self._indices(number):
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch from batch ``start`` on."""
+        for indices in self._indices(number, start):
             labels = self._labels[indices].to(self._device)
             yield Batch(self._inputs[indices].to(self._device), labels, indices)
 
@@ -223,10 +223,13 @@ class LoaderBatches:
         drops = bool(getattr(self._loader, "drop_last", False))
         return len(dataset) if isinstance(dataset, Sized) and not drops else None
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch; their order is the loader's own affair."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch; their order is the loader's own affair.
+
+        The batches before ``start`` are asked for too, and dropped.
+        """
         seen = 0
-        for inputs, targets, *_ in self._loader:
+        for place, (inputs, targets, *_) in enumerate(self._loader):
             if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
                 shown = getattr(inputs, "dtype", type(inputs).__name__)
                 raise DataError(
@@ -240,5 +243,7 @@ class LoaderBatches:
                     f"Got {labels.dtype} of shape {list(labels.shape)} instead."
                 )
             labels = labels.to(torch.int64)
-            yield Batch(inputs.to(self._device), labels.to(self._device), np.arange(seen, seen + len(labels)))
+            indices = np.arange(seen, seen + len(labels))
             seen += len(labels)
+            if place >= start:
+                yield Batch(inputs.to(self._device), labels.to(self._device), indices)

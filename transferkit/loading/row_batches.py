@@ -56,9 +56,9 @@ class RowBatches(Ordered):
         self._labels = self._labels.to(self._device)
         self._views = views
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for indices in self._indices(number):
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch from batch ``start`` on."""
+        for indices in self._indices(number, start):
             places = indices
             if self._views > 1:
                 drawn = uniforms(self._seed, number, indices, 1)[:, 0]
