@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.trainer import Trainer as Trainer
     from transferkit.training.callbacks import Callback as Callback
     from transferkit.training.history import History as History
+    from transferkit.training.keeping import Checkpoints as Checkpoints
     from transferkit.training.loop import PhaseTools as PhaseTools
     from transferkit.training.loop import run_epoch as run_epoch
     from transferkit.training.loop import run_phase as run_phase
@@ -64,6 +65,7 @@ _HOMES = {
     "Augmentation": "transferkit.augmentations",
     "BackboneSpec": "transferkit.backbones.spec",
     "Callback": "transferkit.training.callbacks",
+    "Checkpoints": "transferkit.training.keeping",
     "Execution": "transferkit.runtime",
     "Features": "transferkit.features.extract",
     "History": "transferkit.training.history",

@@ -3,35 +3,78 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transferkit.errors import OutputError
+
+# How file systems say that they cannot put the names in a folder on the disk when asked.
+_REFUSALS = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+}
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in the place of ``path``.
 
+    The file is on the disk before it takes that place, and the place is on the disk before this
+    returns: after a crash, at whatever moment, ``path`` is the old file or the new one, whole.
+
     Raises:
-        OutputError: It cannot be written; the message names the path and the reason.
+        OutputError: It cannot be written; the message names the path and the reason. The old
+            file is as it was, and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
+        temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         write(temporary)
         # Some writers make files that only their owner can read, whatever the umask says.
         temporary.chmod(mode)
+        _sync(temporary)
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the file system lets it be asked for.
+
+    Windows does not, and does so by itself.
+    """
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,6 +87,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", errors="surrogateescape"))
 
     write_whole(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON that people can read; see ``write_text``.
+
+    Raises:
+        OutputError: The file cannot be written.
+        TypeError: JSON cannot hold the value.
+        ValueError: A number in it is NaN or infinite.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_stdout(text: str) -> None:

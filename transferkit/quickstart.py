@@ -80,7 +80,9 @@ def run_quickstart(
     Raises:
         RunDirectoryError: The run directory is already in use.
     """
-    run = RunDirectory(out).path
+    directory = RunDirectory(out)
+    directory.check_unused()
+    run = directory.path
     reports: dict[str | None, list[Report]] = {"default": [], None: []}
     for draw in range(_DRAWS):
         splits = load_dataset("digits", val=0, shots=_SHOTS, seed=draw)

@@ -14,29 +14,26 @@ from torch import nn
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
 from transferkit.checks import check_int, check_positive, require
-from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Splits
-from transferkit.errors import ArgumentError, DataError
-from transferkit.inference import small_execution
-from transferkit.param_groups import parameter_groups
+from transferkit.errors import ArgumentError
 from transferkit.runtime import Execution, given_execution
-from transferkit.saved_model import save_model, spec_to_dict
+from transferkit.saved_model import load_model, save_model, spec_to_dict
 from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
 from transferkit.training.batch_size import largest_batch_size
-from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback, ProgressBar
+from transferkit.training.checkpoint_files import Checkpoint, CheckpointFolder, read_checkpoint
 from transferkit.training.data import TrainingData
 from transferkit.training.freeze_plan import apply_plan, norms_have_learned
 from transferkit.training.history import History
-from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
-from transferkit.training.loop import PhaseTools, run_phase, steps_of
+from transferkit.training.keeping import Checkpoints
+from transferkit.training.linear_phase import why_not_solved
 from transferkit.training.model_and_data import check_classes, describe
-from transferkit.training.optimizers import build_optimizer, with_default_rates
-from transferkit.training.phase_batches import PhaseBatches, phase_batches
+from transferkit.training.optimizers import with_default_rates
 from transferkit.training.phases import Phase, epochs_of, share_epochs
 from transferkit.training.recipes import by_steps, recipe_phases
+from transferkit.training.run import Run
 from transferkit.training.run_directory import RunDirectory, versions
-from transferkit.training.schedules import build_scheduler
+from transferkit.training.settings import check_same, recorded_execution, recorded_phases, settings_of
 
 
 class Trainer:
@@ -59,13 +56,14 @@ class Trainer:
         compile: Whether what is frozen is compiled: ``True``, ``False``, or ``"auto"`` for where it pays.
         execution: How to run instead of the three before; see ``resolve_execution``.
         seed: What the order of images, augmentation and dropout follow from.
-        run_dir: A folder that does not exist or is empty; ``None`` writes no files.
+        run_dir: A folder that does not exist or is empty, unless a run is resumed; ``None`` writes no files.
+        checkpoints: How often a run with a run directory is saved. While it trains there, SIGINT (Ctrl-C)
+            and SIGTERM leave a checkpoint before they end it.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
         progress: Whether to show a progress bar on standard error.
 
     Raises:
         ArgumentError: An argument has a value that makes no sense.
-        RunDirectoryError: The run directory is already in use.
 
     >>> import numpy as np, transferkit as tk
     >>> model = tk.load_backbone("mini", num_classes=2)
@@ -90,6 +88,7 @@ class Trainer:
         execution: Execution | None = None,
         seed: int = 0,
         run_dir: str | os.PathLike[str] | None = None,
+        checkpoints: Checkpoints | None = None,
         workers: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -128,8 +127,23 @@ class Trainer:
                 "transferkit.attach_spec(model, head=..., preprocessing=...)."
             )
         self._run_directory = None if run_dir is None else RunDirectory(run_dir)
+        self.checkpoints = Checkpoints() if checkpoints is None else checkpoints
+        require(
+            isinstance(self.checkpoints, Checkpoints),
+            "Trainer",
+            "checkpoints",
+            "a transferkit.Checkpoints record",
+            checkpoints,
+        )
 
-    def fit(self, train: Any, val: Any = None, *, epochs: int | None = None) -> History:
+    def fit(
+        self,
+        train: Any,
+        val: Any = None,
+        *,
+        epochs: int | None = None,
+        resume: bool | str | os.PathLike[str] = False,
+    ) -> History:
         """Train, and leave the model with the best weights of the run, in inference mode.
 
         What the last phase froze stays frozen; ``unfreeze`` undoes it.
@@ -142,6 +156,10 @@ class Trainer:
             epochs: Total over all phases that train by steps, shared in proportion to the
                 recipe's own; ``None`` takes those. A named recipe in which no phase does, such as
                 ``"linear-probe"``, then trains by steps, and so it does with an ``lr``.
+            resume: ``True`` goes on from the newest checkpoint in the run directory, with the same model
+                and settings; where nothing was saved the run begins, and where it is over nothing is
+                done. A path names a checkpoint. On the CPU of one machine the result is the same to the
+                bit as without the interruption.
 
         Returns:
             One row for each epoch; see ``History``.
@@ -150,9 +168,19 @@ class Trainer:
             ArgumentError: The model's outputs and the data's classes differ in number.
             NonFiniteError: A loss is NaN or infinite.
             RunDirectoryError: The run directory is in use, by an earlier ``fit`` for one.
+            ResumeMismatchError: The run began with other settings or data.
+            CheckpointCorruptError: The named checkpoint is damaged, or all are.
+            CheckpointWriteError: A checkpoint cannot be written.
+            DeviceMemoryError: A batch does not fit in the memory of the device.
         """
-        if self._run_directory is not None:
-            self._run_directory.check_unused()
+        directory = self._run_directory
+        recorded = None
+        if directory is None:
+            require(not resume, "Trainer.fit", "resume", "False where the Trainer has no run_dir", resume)
+        elif resume:
+            recorded = directory.recorded()
+        else:
+            directory.check_unused()
         record: dict[str, Any] = {}
         if isinstance(train, Splits):
             train, val, record = train.train, train.val if val is None else val, train.record
@@ -165,22 +193,77 @@ class Trainer:
             workers=self.workers,
         )
         check_classes(self.model, data)
+        settings = settings_of(
+            self.model,
+            self.phases,
+            data,
+            self.execution,
+            augmentation=self._augmentation,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            seed=self.seed,
+        )
+        if directory is not None and recorded is not None:
+            check_same(recorded, settings, directory.path)
+            if recorded.get("finished"):
+                return self._as_it_ended(directory)
+            self.execution = data.execution = recorded_execution(recorded)
         self.execution.place(self.model)
         with self.execution.arithmetic():
-            phases = list(self._resolve_phases(data, epochs))
-            data.batch_size = self._resolve_batch_size(phases, data)
-            # Pixels are kept where a later phase goes through the images again.
-            data.keep = any(phase.train != "head" for phase in phases)
-            config = self._config(phases, data, record)
-            self.history = History()
-            best = BestWeights()
-            for number in range(len(phases)):
-                self._run_phase(number, phases, data, best, config)
+            run = self._run(data, settings, record, epochs, recorded)
+            if directory is not None and recorded is not None:
+                checkpoint = _checkpoint(directory, resume)
+                if checkpoint is not None:
+                    run.restore(checkpoint)
+                    run.config["decisions"] = recorded["decisions"][: run.phase]
+                directory.write_history(run.history)
+            self.history = run.history
+            run.go(self.checkpoints)
         describe(self.model, data)
         self.model.eval()
-        if self._run_directory is not None:
-            save_model(self.model, self._run_directory.path / "model")
+        if directory is not None:
+            save_model(self.model, directory.model)
+            directory.write_config(run.config | {"finished": True})
+            CheckpointFolder(directory.checkpoints).clear()
         return self.history
+
+    def _as_it_ended(self, directory: RunDirectory) -> History:
+        """Put the model where a finished run left it."""
+        load_model(directory.path, into=self.model)
+        self.execution.place(self.model)
+        self.history = History(directory.read_history())
+        return self.history
+
+    def _run(
+        self,
+        data: TrainingData,
+        settings: dict[str, Any],
+        record: dict[str, Any],
+        epochs: int | None,
+        recorded: dict[str, Any] | None,
+    ) -> Run:
+        """Fill in what is left open, or take it from the record of the run that is resumed."""
+        if recorded is None:
+            phases = list(self._resolve_phases(data, epochs))
+            data.batch_size = self._resolve_batch_size(phases, data)
+        else:
+            phases = recorded_phases(recorded, self.phases)
+            data.batch_size = recorded["batch_size"]
+        # Pixels are kept where a later phase goes through the images again.
+        data.keep = any(phase.train != "head" for phase in phases)
+        config = self._config(phases, data, record)
+        return Run(
+            self.model,
+            phases,
+            self.phases,
+            data,
+            self.execution,
+            lambda phase: self._augmentation_of(phase, data),
+            self.callbacks,
+            self.seed,
+            config | {"settings": settings},
+            self._run_directory,
+        )
 
     def _resolve_phases(self, data: TrainingData, epochs: int | None) -> tuple[Phase, ...]:
         """Fill in what the phases leave open: solver, share of the epochs, learning rates, batch norm."""
@@ -218,97 +301,6 @@ class Trainer:
         size = self._preprocessing.size
         return largest_batch_size(self.model, (3, size, size), self.execution, images=len(data.train_part))
 
-    def _run_phase(
-        self,
-        number: int,
-        phases: list[Phase],
-        data: TrainingData,
-        best: BestWeights,
-        config: dict[str, Any],
-    ) -> None:
-        """Freeze what the phase freezes, then build what it trains with, then train: in this order."""
-        phase = phases[number]
-        apply_plan(self.model, phase)
-        batches = phase_batches(self.model, phase, data, self.execution, self._augmentation_of(phase, data))
-        solved = phase.solver == "lbfgs"
-        reason = why_not_linear(self.model, batches) if solved else None
-        if self.phases[number].solver != phase.solver:
-            reason = why_not_solved(self.model, data) or "epochs were given"
-        if reason is not None:
-            solved = False
-            phase = phases[number] = dataclasses.replace(phase, solver="sgd")
-            config["phases"][number] = phase.to_dict()
-            batches = dataclasses.replace(batches, how=f"{batches.how}; by steps, because {reason}")
-        tools = self._tools(phase, batches, data)
-        groups = tools.optimizer.param_groups
-        trainable = sum(parameter.numel() for group in groups for parameter in group["params"])
-        by = "L-BFGS" if solved else f"{phase.optimizer}, lr {phase.lr:g}, batches of {data.batch_size}"
-        note = f"train {phase.train} ({trainable:,} parameters, {by}) {batches.how}"
-        config["decisions"].append(note)
-        if self._run_directory is not None:
-            self._run_directory.write_config(config)
-        for callback in self.callbacks:
-            callback.phase_start(number, phase, note)
-
-        def finish_epoch(row: dict[str, Any]) -> bool:
-            better = False
-            if row["val_loss"] is not None:
-                better = best.consider(self.model, accuracy=row["val_accuracy"], loss=row["val_loss"])
-            row |= {"phase": number, "train": str(phase.train), "best": better, "epochs": epochs_of(phases)}
-            self.history.append(row)
-            if self._run_directory is not None:
-                self._run_directory.append_history(row)
-            for callback in self.callbacks:
-                callback.epoch_end(row)
-            return better
-
-        if solved:
-            row = {"epoch": epochs_of(phases[:number])}
-            with tools.execution.arithmetic():
-                row |= fit_head(self.model, batches, data, phase, seed=self.seed)
-            finish_epoch(row)
-        else:
-            with tools.execution.arithmetic():
-                run_phase(
-                    phase,
-                    tools,
-                    first_epoch=1 + epochs_of(phases[:number]),
-                    seed=self.seed,
-                    callbacks=self.callbacks,
-                    finish_epoch=finish_epoch,
-                )
-        best.restore(self.model)
-
-    def _tools(self, phase: Phase, batches: PhaseBatches, data: TrainingData) -> PhaseTools:
-        assert phase.lr is not None  # with_default_rates has set it
-        groups = parameter_groups(
-            self.model,
-            lr=phase.lr,
-            head_lr=phase.head_lr,
-            layer_decay=phase.layer_decay,
-            weight_decay=phase.weight_decay,
-        )
-        optimizer = build_optimizer(phase, groups)
-        # Gradients that a loop of the user's own, or an interrupted fit, has left are no part of this run.
-        optimizer.zero_grad(set_to_none=True)
-        weights = None
-        if phase.class_weights is not None:
-            if data.train_part is None:
-                raise DataError("Class weights need a part or data set whose targets are known.")
-            weights = class_weights_of(
-                phase.class_weights, data.train_part.targets, len(data.train_part.classes)
-            )
-        criterion = CrossEntropy(phase.label_smoothing, weights).to(self.execution.device)
-        scheduler = build_scheduler(optimizer, phase, steps_of(batches.train, phase))
-        execution = self.execution
-        if batches.features is not None:
-            execution = small_execution(batches.module, tuple(batches.features.shape[1:]), execution)
-        kind = torch.device(execution.device).type
-        scaler = torch.amp.GradScaler(kind) if execution.precision == "fp16" else None
-        return PhaseTools(
-            batches.module, batches.train, batches.val, optimizer, scheduler, criterion, execution, scaler
-        )
-
     def _augmentation_of(self, phase: Phase, data: TrainingData) -> Augmentation | None:
         """Return how the images of a phase vary, or ``None`` where they are plain."""
         if data.train_part is None or (phase.head_only and phase.views == 1):
@@ -344,6 +336,13 @@ class Trainer:
             },
             "versions": versions(),
         }
+
+
+def _checkpoint(directory: RunDirectory, resume: bool | str | os.PathLike[str]) -> Checkpoint | None:
+    """Return the checkpoint that is named, or the newest."""
+    folder = CheckpointFolder(directory.checkpoints)
+    folder.sweep()
+    return folder.newest() if isinstance(resume, bool) else read_checkpoint(resume)
 
 
 def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferkit.commands.common import Options, run_options, show, tell
+from transferkit.errors import ArgumentError
 from transferkit.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -26,9 +27,14 @@ def train(options: Options) -> None:
     from transferkit.heads import replace_head
     from transferkit.run_outputs import save_figure, write_report
     from transferkit.trainer import Trainer
+    from transferkit.training.keeping import Checkpoints
 
+    if options.out is None and (options.resume or options.resume_from):
+        raise ArgumentError("To resume a run, give its run directory with --out.")
     out = Path(options.out).expanduser() if options.out else _free_run_directory(options)
-    RunDirectory(out)  # a used one is refused before any work is done
+    resume = options.resume_from or options.resume
+    if not resume:
+        RunDirectory(out).check_unused()  # before any work is done
     # As the trainer does, but before the seed is used for the first time.
     require(
         check_int("Trainer", "seed", options.seed) < 2**63,
@@ -52,13 +58,14 @@ def train(options: Options) -> None:
         augmentation=options.augmentation,
         seed=options.seed,
         run_dir=out,
+        checkpoints=Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps),
         progress=not options.quiet,
         **how,
     )
     trainer.recipe = options.recipe
     size = spec_of(model).preprocessing.size
     tell(options, f"runs on {trainer.execution}; images of {size} px")
-    history = trainer.fit(splits, epochs=options.epochs)
+    history = trainer.fit(splits, epochs=options.epochs, resume=resume)
     result: dict[str, Any] = {"run": str(out), "epochs": len(history), "best": history.best}
     text = f"run directory: {out}"
     part = splits.val if splits.test is None else splits.test

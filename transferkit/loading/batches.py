@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
-from transferkit.errors import DataError
 from transferkit.loading.device_pixels import batches_on_device, to_device
 from transferkit.loading.normalize import normalized
 from transferkit.loading.pixels import Pixels
@@ -34,9 +33,16 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Gives the batches of an epoch, in an order that follows from the seed alone."""
+    """Gives the batches of an epoch, in an order that follows from the seed alone.
+
+    Attributes:
+        targets: Class index of each sample, where they are known.
+        replayed: Whether a batch is the same only where all before it in the epoch were asked for, as
+            with a data set of the user's own, which may draw random numbers.
+    """
 
     targets: npt.NDArray[np.int64] | None
+    replayed: bool
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -76,6 +82,7 @@ class Ordered:
 
     def __init__(self, targets: npt.NDArray[np.int64], batch_size: int, seed: int, shuffle: bool) -> None:
         self.targets: npt.NDArray[np.int64] | None = targets
+        self.replayed = False
         self._labels = torch.from_numpy(targets)
         self._batch_size = batch_size
         self._seed = seed
@@ -129,6 +136,7 @@ class ImageBatches(Ordered):
         channels_last: bool = False,
     ) -> None:
         super().__init__(targets, batch_size, seed, shuffle)
+        self.replayed = not pixels.fixed
         self._pixels = pixels
         self._preprocessing = preprocessing
         self._augmentation = augmentation
@@ -192,58 +200,3 @@ class TensorBatches(Ordered):
         for indices in self._indices(number, start):
             labels = self._labels[indices].to(self._device)
             yield Batch(self._inputs[indices].to(self._device), labels, indices)
-
-
-class LoaderBatches:
-    """Batches of a loader of the user's own: what it yields is what the model gets.
-
-    Args:
-        loader: Yields pairs of inputs ``[N, ...]`` and class indices ``[N]``; torch's
-            ``DataLoader`` is one.
-        device: Where the batches go.
-    """
-
-    def __init__(self, loader: Iterable[Any], *, device: str | torch.device) -> None:
-        self.targets: npt.NDArray[np.int64] | None = None
-        self._loader = loader
-        self._device = torch.device(device)
-
-    def __len__(self) -> int:
-        try:
-            return len(self._loader)  # type: ignore[arg-type]  # one without a length is told below
-        except TypeError:
-            raise DataError(
-                "A loader must have a length, from which schedules follow. "
-                f"Got a {type(self._loader).__name__} without one instead."
-            ) from None
-
-    def samples(self) -> int | None:
-        """Return the number of samples in an epoch, where the loader tells."""
-        dataset = getattr(self._loader, "dataset", None)
-        drops = bool(getattr(self._loader, "drop_last", False))
-        return len(dataset) if isinstance(dataset, Sized) and not drops else None
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of one epoch; their order is the loader's own affair.
-
-        The batches before ``start`` are asked for too, and dropped.
-        """
-        seen = 0
-        for place, (inputs, targets, *_) in enumerate(self._loader):
-            if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
-                shown = getattr(inputs, "dtype", type(inputs).__name__)
-                raise DataError(
-                    "A DataLoader must yield float images that are ready for the model, because "
-                    f"transferkit does not preprocess them again. Got {shown} instead."
-                )
-            labels = torch.as_tensor(targets)
-            if labels.ndim != 1 or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
-                raise DataError(
-                    "A DataLoader must yield class indices of at least 0, of shape [N], beside its images. "
-                    f"Got {labels.dtype} of shape {list(labels.shape)} instead."
-                )
-            labels = labels.to(torch.int64)
-            indices = np.arange(seen, seen + len(labels))
-            seen += len(labels)
-            if place >= start:
-                yield Batch(inputs.to(self._device), labels.to(self._device), indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,11 @@ from torch import nn
 class BestWeights:
     """Keeps a copy of the weights that did best on the validation part.
 
+    Attributes:
+        rank: Accuracy and negative log loss of what is kept; ``None`` while nothing is.
+        state: The state dict that is kept.
+        changes: How often another was.
+
     >>> model = nn.Linear(2, 2)
     >>> best = BestWeights()
     >>> best.consider(model, accuracy=0.8, loss=0.5), best.consider(model, accuracy=0.8, loss=0.6)
@@ -19,22 +25,28 @@ class BestWeights:
     """
 
     def __init__(self) -> None:
-        self._rank: tuple[float, float] | None = None
-        self._state: dict[str, Any] = {}
+        self.rank: tuple[float, float] | None = None
+        self.state: dict[str, Any] = {}
+        self.changes = 0
 
     def consider(self, model: nn.Module, *, accuracy: float, loss: float) -> bool:
         """Keep the weights if they are better than all before. Returns whether they were."""
         if not math.isfinite(loss):
             return False
         rank = (accuracy, -loss)
-        if self._rank is not None and not rank > self._rank:
+        if self.rank is not None and not rank > self.rank:
             return False
-        self._rank = rank
         # A deep copy keeps the state dict's metadata, without which MNASNet reads it as an older version.
-        self._state = copy.deepcopy(model.state_dict())
+        self.put(rank, copy.deepcopy(model.state_dict()))
         return True
+
+    def put(self, rank: Sequence[float], state: dict[str, Any]) -> None:
+        """Keep a state dict that had a rank."""
+        accuracy, negative_loss = rank
+        self.rank, self.state = (float(accuracy), float(negative_loss)), state
+        self.changes += 1
 
     def restore(self, model: nn.Module) -> None:
         """Put the kept weights back; without any, the model stays as it is."""
-        if self._state:
-            model.load_state_dict(self._state)
+        if self.state:
+            model.load_state_dict(self.state)

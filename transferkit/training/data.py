@@ -37,6 +37,7 @@ class TrainingData:
         seed: As given.
         batch_size: As given; it may be changed before batches are asked for.
         keep: As given; it may be changed before batches are asked for.
+        execution: As given; it may be changed before batches are asked for.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TrainingData:
         self.batch_size = batch_size
         self.keep = keep
         self._preprocessing = preprocessing
-        self._execution = execution
+        self.execution = execution
         self._workers = workers
         self._pixels: dict[tuple[int, Preprocessing, bool], Pixels] = {}
 
@@ -96,7 +97,7 @@ class TrainingData:
         return RowBatches(
             rows,
             targets,
-            device=self._execution.device,
+            device=self.execution.device,
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
@@ -111,7 +112,7 @@ class TrainingData:
         return batches_of(
             data,
             self._preprocessing,
-            device=self._execution.device,
+            device=self.execution.device,
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
@@ -129,7 +130,7 @@ class TrainingData:
         return image_batches(
             part,
             preprocessing,
-            self._execution,
+            self.execution,
             batch_size=batch_size,
             augmentation=augmentation,
             shuffle=shuffle,
@@ -150,7 +151,7 @@ class TrainingData:
                 preprocessing,
                 augmentation,
                 workers=self._workers,
-                decode=self._execution.decode,
+                decode=self.execution.decode,
                 keep=self.keep,
             )
         return self._pixels[key]

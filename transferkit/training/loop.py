@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,9 @@ from transferkit.loading.batches import Batch, BatchSource
 from transferkit.runtime import Execution
 from transferkit.seeding import stream
 from transferkit.training.callbacks import Callback
+from transferkit.training.keeping import Keeper
 from transferkit.training.phases import Phase
+from transferkit.training.run_state import Progress, random_state, restore_random_state
 from transferkit.training.steps import StepResult, train_step
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class PhaseTools:
         criterion: From logits and targets to the mean loss.
         execution: Device and precision.
         scaler: Scales the loss where the precision is float16.
+        names: What errors call the training samples; ``None`` stands for their positions.
     """
 
     module: nn.Module
@@ -54,6 +57,7 @@ class PhaseTools:
     criterion: Callable[[Tensor, Tensor], Tensor]
     execution: Execution
     scaler: torch.amp.GradScaler | None = None
+    names: Sequence[str] | None = None
 
 
 def steps_of(source: BatchSource, phase: Phase) -> int:
@@ -69,6 +73,8 @@ def run_phase(
     seed: int,
     callbacks: Sequence[Callback],
     finish_epoch: Callable[[dict[str, Any]], bool],
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> None:
     """Train for the epochs of a phase, or until its patience is over.
 
@@ -80,24 +86,54 @@ def run_phase(
         callbacks: Told of epochs and steps.
         finish_epoch: Takes the row of an epoch, completes and records it, and returns whether
             the epoch gave the best weights so far.
+        progress: Where an interrupted phase goes on; ``None`` begins with the first epoch.
+        keeper: Told after each update and epoch how far the run is, so that it can be saved there.
     """
-    waited = 0
-    for epoch in range(first_epoch, first_epoch + phase.epochs):
+    progress = Progress(first_epoch) if progress is None else progress
+    keeper = Keeper() if keeper is None else keeper
+    while progress.epoch < first_epoch + phase.epochs:
+        if phase.patience is not None and progress.waited >= phase.patience:
+            break
         started = time.perf_counter()
-        row = {"epoch": epoch, "lr": max(group["lr"] for group in tools.optimizer.param_groups)}
-        row |= run_epoch(phase, tools, epoch=epoch, seed=seed, callbacks=callbacks)
-        row |= validate(tools)
+        row = run_epoch(
+            phase,
+            tools,
+            epoch=progress.epoch,
+            seed=seed,
+            callbacks=callbacks,
+            progress=progress,
+            keeper=keeper,
+        )
+        row = {"epoch": progress.epoch, "lr": progress.lr} | row
+        with keeper.interruptible():
+            row |= validate(tools)
         row["seconds"] = time.perf_counter() - started
         better = finish_epoch(row)
-        waited = 0 if better or row["val_loss"] is None else waited + 1
-        if phase.patience is not None and waited >= phase.patience:
-            break
+        waited = 0 if better or row["val_loss"] is None else progress.waited + 1
+        progress = Progress(progress.epoch + 1, waited=waited)
+        keeper.reached(progress)
 
 
 def run_epoch(
-    phase: Phase, tools: PhaseTools, *, epoch: int, seed: int, callbacks: Sequence[Callback] = ()
+    phase: Phase,
+    tools: PhaseTools,
+    *,
+    epoch: int,
+    seed: int,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Train on every batch once.
+
+    Args:
+        phase: Its accumulation and clipping are used.
+        tools: What it trains with.
+        epoch: Its number, counted over the run from 1.
+        seed: What the random numbers of every step follow from.
+        callbacks: Told of the epoch and its steps.
+        progress: Where an interrupted epoch goes on; it is brought up to date after each update.
+        keeper: Told of that.
 
     Returns:
         ``train_loss``, ``train_accuracy`` and ``images_per_second`` of the epoch.
@@ -107,45 +143,39 @@ def run_epoch(
             and samples. No update was made from that step on, though on an accelerator the epoch
             is over before it is noticed.
     """
+    progress = Progress(epoch) if progress is None else progress
+    keeper = Keeper() if keeper is None else keeper
     for callback in callbacks:
         callback.epoch_start(epoch, tools.train.samples(), len(tools.train))
     started = time.perf_counter()
     device = torch.device(tools.execution.device)
     # Nothing of this is read before the epoch is over, because reading waits for an accelerator.
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    count = 0
-    watch = _Watch(device) if _reading_waits(device) and _is_fused(tools.optimizer) else None
+    progress.begin(device, lr=max(group["lr"] for group in tools.optimizer.param_groups))
+    seen = progress.count
+    watch = None
+    if _reading_waits(device) and _is_fused(tools.optimizer):
+        watch = _Watch(device, phase, tools, progress)
     tools.module.train()
-    first_seed = int(stream(seed, "step", epoch).integers(2**62))
     # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        generators = _generators(device)
-        for update, batches in enumerate(_grouped(tools.train.epoch(epoch), phase.accumulate)):
-            for generator in generators:
-                generator.manual_seed(first_seed + update)
+        for update, batches in _updates(phase, tools, progress, seed):
             for result in _update(phase, tools, batches, epoch, update, watch):
-                loss_sum.add_(result.loss, alpha=result.count)
-                correct.add_(result.correct)
-                count += result.count
+                progress.add(result)
                 for callback in callbacks:
                     callback.step_end(result)
             tools.scheduler.step()
+            progress.updates = update + 1
+            keeper.reached(progress, None if watch is None else watch.report)
     if watch is not None:
-        watch.report(phase, epoch)
+        watch.report()
     if tools.scaler is not None and tools.scaler.get_scale() < _SMALLEST_SCALE:
         raise NonFiniteError(
             f"The gradients overflow float16 in epoch {epoch}, however small the loss is scaled; "
             "lower the learning rate, or train with precision='fp32'."
         )
-    mean_loss = float(loss_sum) / max(1, count)
-    if not math.isfinite(mean_loss):
-        raise NonFiniteError(f"The loss became {mean_loss} in epoch {epoch}; lower the learning rate.")
-    seconds = time.perf_counter() - started
     return {
-        "train_loss": mean_loss,
-        "train_accuracy": float(correct) / max(1, count),
-        "images_per_second": count / seconds,
+        **progress.means(),
+        "images_per_second": (progress.count - seen) / (time.perf_counter() - started),
     }
 
 
@@ -164,6 +194,40 @@ def _generators(device: torch.device) -> list[torch.Generator]:
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     return generators
+
+
+def _updates(
+    phase: Phase, tools: PhaseTools, progress: Progress, seed: int
+) -> Iterator[tuple[int, list[Batch]]]:
+    """Yield the number and the batches of every update that is left in an epoch.
+
+    torch's random numbers are seeded before the batches are made, which a data set of the user's own
+    may use, and again before they are yielded: those of an update depend on none before it.
+    """
+    source, epoch = tools.train, progress.epoch
+    if source.replayed:
+        loader = getattr(source, "loader", None)
+        if progress.random:
+            restore_random_state(loader, progress.random)
+        else:
+            progress.random = random_state(loader)
+    generators = _generators(torch.device(tools.execution.device))
+    data_seed, step_seed = (int(stream(seed, use, epoch).integers(2**62)) for use in ("data", "step"))
+    first = 0 if source.replayed else progress.updates
+    groups = _grouped(source.epoch(epoch, first * phase.accumulate), phase.accumulate)
+    for update in count(first):
+        _seed(generators, data_seed + update)
+        batches = next(groups, None)
+        if batches is None:
+            return
+        if update >= progress.updates:
+            _seed(generators, step_seed + update)
+            yield update, batches
+
+
+def _seed(generators: Iterable[torch.Generator], seed: int) -> None:
+    for generator in generators:
+        generator.manual_seed(seed)
 
 
 def _update(
@@ -186,7 +250,7 @@ def _update(
                 failed=None if watch is None else watch.failed,
             )
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} {_where(phase, epoch, update, batch.indices)}") from None
+            raise NonFiniteError(f"{error} {_where(phase, tools, epoch, update, batch.indices)}") from None
     if watch is not None:
         watch.after_update(batches)
 
@@ -197,7 +261,9 @@ class _Watch:
     It is read once an epoch. From that update on all are left out, so that nothing is lost by waiting.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, phase: Phase, tools: PhaseTools, progress: Progress) -> None:
+        self._phase, self._tools = phase, tools
+        self._epoch, self._first = progress.epoch, progress.updates
         self.failed = torch.zeros((), device=device)
         self._updates = torch.zeros((), device=device)
         self._indices: list[npt.NDArray[np.int64]] = []
@@ -206,17 +272,20 @@ class _Watch:
         self._updates.add_(1 - self.failed)
         self._indices.append(np.concatenate([batch.indices for batch in batches]))
 
-    def report(self, phase: Phase, epoch: int) -> None:
+    def report(self) -> None:
         if self.failed:
             update = int(self._updates)
             raise NonFiniteError(
                 "The loss or a gradient is not finite; lower the learning rate or look at the inputs. "
-                + _where(phase, epoch, update, self._indices[update])
+                + _where(self._phase, self._tools, self._epoch, self._first + update, self._indices[update])
             )
 
 
-def _where(phase: Phase, epoch: int, update: int, indices: npt.NDArray[np.int64]) -> str:
-    samples = ", ".join(str(index) for index in indices[:16])
+def _where(phase: Phase, tools: PhaseTools, epoch: int, update: int, indices: npt.NDArray[np.int64]) -> str:
+    names = tools.names
+    samples = ", ".join(str(index) if names is None else names[index] for index in indices[:16])
+    if len(indices) > 16:
+        samples += f" and {len(indices) - 16} more"
     where = f"the phase that trains {phase.to_dict()['train']!r}, epoch {epoch}, step {update + 1}"
     return f"It was met in {where}, samples {samples}."
 

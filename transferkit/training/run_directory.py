@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transferkit.errors import OutputError, RunDirectoryError
+from transferkit.errors import CheckpointCorruptError, OutputError, RunDirectoryError
 from transferkit.files import write_text
 
 
@@ -35,32 +36,89 @@ class RunDirectory:
     Args:
         path: The folder; it is made when something is first written.
 
-    Raises:
-        RunDirectoryError: The folder holds something already.
+    Attributes:
+        path: As given, with ``~`` expanded.
+        model: Where the trained model is put.
+        checkpoints: Where a run that is not over can be resumed from.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        self.check_unused()
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self._config = self.path / "config.json"
 
     def check_unused(self) -> None:
         """Raise ``RunDirectoryError`` if the folder holds something, from an earlier ``fit`` too."""
+        if not self._is_used():
+            return
+        advice = "resume it, or choose a new one" if self._config.is_file() else "choose a new one"
+        raise RunDirectoryError(f"The run directory {self.path} is already in use; {advice}.")
+
+    def _is_used(self) -> bool:
         try:
-            used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+            return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         except OSError as error:
             raise OutputError(f"{self.path} cannot be read: {error.strerror or error}.") from error
-        if used:
-            raise RunDirectoryError(f"The run directory {self.path} is already in use; choose a new one.")
+
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the configuration of the run that began here, or ``None`` if none did.
+
+        Raises:
+            RunDirectoryError: The folder holds something else.
+            CheckpointCorruptError: The configuration is damaged.
+        """
+        if not self._is_used():
+            return None
+        if not self._config.is_file():
+            if self.checkpoints.exists():
+                raise CheckpointCorruptError(
+                    f"{self._config} is missing, without which no run can be resumed."
+                )
+            raise RunDirectoryError(
+                f"The folder {self.path} holds something, but no run that could be resumed; choose a new one."
+            )
+        try:
+            config = json.loads(self._config.read_bytes())
+            fits = isinstance(config["settings"], dict) and isinstance(config["execution"], dict)
+            fits = fits and isinstance(config["phases"], list) and isinstance(config["decisions"], list)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointCorruptError(f"{self._config} is damaged: {error!r}.") from error
+        if not fits:
+            raise CheckpointCorruptError(f"{self._config} is damaged: it is not what a run writes.")
+        return dict(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
-        write_text(self.path / "config.json", json.dumps(config, indent=2, default=str) + "\n")
+        write_text(self._config, json.dumps(config, indent=2, default=str) + "\n")
+
+    def write_history(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write ``history.jsonl``, in the place of one that may have come further."""
+        write_text(self._history, "".join(_line(row) for row in rows))
 
     def append_history(self, row: dict[str, Any]) -> None:
         """Add a line to ``history.jsonl``."""
-        path = self.path / "history.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            with self._history.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+            raise OutputError(f"{self._history} cannot be written: {error.strerror or error}.") from error
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Return the rows of ``history.jsonl``.
+
+        Raises:
+            CheckpointCorruptError: It is missing or damaged.
+        """
+        try:
+            return [json.loads(line) for line in self._history.read_text("utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointCorruptError(f"{self._history} is damaged: {error}.") from error
+
+    @property
+    def _history(self) -> Path:
+        return self.path / "history.jsonl"
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
