@@ -74,6 +74,15 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
     _add_output(parser)
 
 
+def _add_on_error(parser: argparse.ArgumentParser, skip: str) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help=f"what an image that cannot be decoded does: end the command, or {skip} (raise)",
+    )
+
+
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "fine-tune the embedded backbone on 10 digits per class, beside random weights"
     parser = commands.add_parser("quickstart", help=what, description=f"{what[0].upper()}{what[1:]}.")
@@ -125,6 +134,16 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--shots", type=int, metavar="N", help="train on this many images of each class")
     add("--seed", type=int, default=0, metavar="N", help="of split, order, augmentation and new head (0)")
     add("--out", metavar="RUN", help="the run directory (runs/DATA-BACKBONE-NUMBER)")
+    add("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
+    add("--resume-from", metavar="CHECKPOINT", help="go on with the run in --out, from this checkpoint")
+    add(
+        "--checkpoint-seconds",
+        type=float,
+        default=120.0,
+        metavar="X",
+        help="time between two checkpoints; longer where writing takes more than 2%% of it (120)",
+    )
+    add("--checkpoint-steps", type=int, metavar="N", help="steps between two checkpoints (none)")
     _add_run_options(parser, trains=True)
 
 
@@ -137,6 +156,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--label-from", metavar="REGEX", help="takes the label from the file name (that of the run)"
     )
     parser.add_argument("--out", metavar="FILE", help="write the report as JSON")
+    _add_on_error(parser, "be left out")
     _add_run_options(parser)
 
 
@@ -150,6 +170,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--grid", metavar="FILE", help="a picture of the first images with their labels")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels for each image (1)")
+    _add_on_error(parser, "get no label")
     _add_run_options(parser)
 
 
@@ -182,6 +203,7 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--subset", type=float, metavar="X", help="use this share of every part")
     add("--shots", type=int, metavar="N", help="fit to this many images of each class")
     add("--seed", type=int, default=0, metavar="N", help="of split, folds and random weights (0)")
+    _add_on_error(parser, "be left out")
     add("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
     add("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
@@ -221,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TransferkitError as error:
         print(f"transferkit: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("transferkit: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"transferkit: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
     return 0
 

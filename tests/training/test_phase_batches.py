@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import transferkit as tk
-from transferkit.backbones.spec import set_spec
+from transferkit.backbones.spec import Stage, set_spec
+from transferkit.errors import DataError
 from transferkit.features import stored
 from transferkit.inference import small_execution
+from transferkit.training import loop
 
 QUIET = {"progress": False, "precision": "fp32"}
 
@@ -116,6 +118,69 @@ STORED, SECOND = "on stored outputs of what is frozen", ("second", "head")
 ])  # fmt: skip
 def test_how_a_phase_runs_is_said(phase, note, note_of):
     assert note in note_of(staged(), phase)
+
+
+def test_last_stages_train_on_stored_outputs_of_those_before(tiny_part):
+    watch, trained = Watch(), []
+    model = staged()
+    spec = tk.BackboneSpec(
+        "custom", "fc", tk.Preprocessing(size=8),
+        (Stage("first", ("first",)), Stage("second", ("second",))),
+    )  # fmt: skip
+    set_spec(model, spec)
+
+    class Names(tk.Callback):
+        def phase_start(self, number, phase, note):
+            trained.append(
+                {name.split(".")[0] for name, each in model.named_parameters() if each.requires_grad}
+            )
+
+    phases = [tk.Phase(train=train) for train in ("head", "last:1", "last:2", "last:9")]
+    tk.Trainer(model, recipe=phases, callbacks=[watch, Names()], batch_size=8, **QUIET).fit(tiny_part())
+    assert trained == [{"fc"}, {"fc", "second"}, {"fc", "second", "first"}, {"fc", "second", "first"}]
+    assert f"{STORED}, before 'fc'" in watch.notes[0]
+    assert f"{STORED}, before 'second'" in watch.notes[1]
+    assert "nothing is frozen" in watch.notes[2]
+    assert watch.notes[1].startswith("train last:1 (")
+
+
+def test_gradual_freezes_one_stage_less_in_each_phase(tiny_part):
+    model = tk.replace_head(tk.load_backbone("mini", weights=None), 2)
+    sizes = []
+
+    class Sizes(tk.Callback):
+        def phase_start(self, number, phase, note):
+            sizes.append(sum(each.numel() for each in model.parameters() if each.requires_grad))
+
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    part = tk.Part(images, np.arange(12) % 2, ["a", "b"])
+    rows = tk.Trainer(model, recipe="gradual", callbacks=[Sizes()], **QUIET).fit(part, epochs=5)
+    assert [row["train"] for row in rows] == ["head", "last:1", "last:2", "last:3", "all"]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) >= 4
+    assert sizes[-1] == sum(each.numel() for each in model.parameters())
+
+
+def test_images_and_stored_outputs_are_balanced_and_loaders_refused(tiny_part):
+    part = tiny_part(24).take([*range(0, 24, 2), 1])
+    for train in ("head", "all"):
+        model = staged()
+        targets = []
+        phase = tk.Phase(train=train, sampling="balanced", epochs=2)
+
+        def noting(module, batch, *arguments, targets=targets, **options):
+            targets += batch.targets.tolist()
+            return tk.train_step(module, batch, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", noting)
+            tk.Trainer(model, recipe=phase, batch_size=4, **QUIET).fit(part)
+        for epoch in (targets[:13], targets[13:]):
+            assert sorted(np.bincount(epoch).tolist()) == [6, 7]
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8) % 2), batch_size=4)
+    with pytest.raises(DataError) as error:
+        tk.Trainer(staged(), recipe=tk.Phase(sampling="balanced"), **QUIET).fit(loader)
+    assert str(error.value) == "Balanced sampling needs a part or data set whose targets are known."
 
 
 def test_images_that_may_vary_are_not_stored(note_of, tiny_part):

@@ -36,12 +36,37 @@ from transferkit.training.recipes import recipe_phases
         ("augmentation", 3),
         ("train", ()),
         ("train", ""),
+        ("train", "last:"),
+        ("train", "last:0"),
+        ("train", "last:two"),
+        ("train", "last:-1"),
+        ("cycles", 0),
+        ("schedule", "plateu"),
+        ("mix", "mixed"),
+        ("mix_alpha", 0),
+        ("sampling", "balance"),
+        ("ema", 1),
+        ("ema", -0.1),
+        ("checkpoint_activations", 1),
     ],
 )
 def test_a_bad_field_is_refused_by_name(field, value):
     message = rf"^The '{field}' parameter of Phase must be .+ Got .+ instead\."
     with pytest.raises(ArgumentError, match=message):
         tk.Phase(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": "head"}, "None where the head alone trains, which sees plain images"),
+        ({"views": 2}, "None where views of the images are stored"),
+    ],
+)
+def test_images_are_mixed_only_where_images_are_seen(fields, message):
+    with pytest.raises(ArgumentError) as error:
+        tk.Phase(mix="mixup", **fields)
+    assert str(error.value) == f"The 'mix' parameter of Phase must be {message}. Got 'mixup' instead."
 
 
 def test_a_phase_cannot_be_changed_and_survives_json():

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.googlenet import GoogLeNetOutputs
+from torchvision.models.inception import InceptionOutputs
 
 import transferkit as tk
 from transferkit.errors import NonFiniteError
@@ -196,3 +198,35 @@ def test_eval_step_gives_float32_logits_without_gradients(model, device):
     assert logits.dtype == torch.float32
     assert logits.shape == (2, 3)
     assert not logits.requires_grad
+
+
+class WithAuxiliary(nn.Module):
+    """Returns what torchvision's Inception and GoogLeNet return in training mode, by the same fields."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.layers = nn.ModuleList(nn.Linear(12, 3) for _ in kind._fields)
+
+    def forward(self, images):
+        outputs = [layer(images.flatten(1)) for layer in self.layers]
+        return self.kind(*outputs) if self.training else outputs[0]
+
+
+@pytest.mark.parametrize(("kind", "weight"), [(InceptionOutputs, 0.4), (GoogLeNetOutputs, 0.3)])
+def test_auxiliary_classifiers_count_in_the_loss_and_not_in_the_accuracy(kind, weight, device):
+    model = WithAuxiliary(kind).to(device)
+    inputs, targets = batch_of(device)
+    first, *others = model(inputs)
+    expected = F.cross_entropy(first, targets) + weight * sum(
+        F.cross_entropy(each, targets) for each in others
+    )
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = [each.detach().clone() for each in model.parameters()]
+    result = tk.train_step(model, (inputs, targets), optimizer)
+    torch.testing.assert_close(result.loss, expected.detach())
+    assert int(result.correct) == int((first.argmax(1) == targets).sum())
+    for parameter, value, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(parameter.detach(), value - gradient)
+    assert tk.eval_step(model.eval(), (inputs,)).shape == first.shape

@@ -12,7 +12,8 @@ from torch import Tensor
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part
-from transferkit.loading.batches import BatchSource, ImageBatches
+from transferkit.errors import DataError
+from transferkit.loading.batches import BatchSource, ImageBatches, Ordered
 from transferkit.loading.pixels import Pixels
 from transferkit.loading.row_batches import RowBatches
 from transferkit.loading.row_store import Rows
@@ -73,9 +74,18 @@ class TrainingData:
         """The validation part, if there is one and it holds images."""
         return self.val if isinstance(self.val, Part) else None
 
-    def training_batches(self, augmentation: Augmentation | None) -> BatchSource:
-        """Return shuffled batches of the training part, augmented if asked."""
-        return self._batches(self.train, augmentation, shuffle=True)
+    def training_batches(self, augmentation: Augmentation | None, *, balanced: bool = False) -> BatchSource:
+        """Return shuffled batches of the training part, augmented or with balanced classes if asked.
+
+        Raises:
+            DataError: Classes are to be balanced, and the data is a loader or ready for the model.
+        """
+        source = self._batches(self.train, augmentation, shuffle=True)
+        if balanced:
+            if not isinstance(source, Ordered):
+                raise DataError("Balanced sampling needs a part or data set whose targets are known.")
+            source.balanced = True
+        return source
 
     def plain_batches(self) -> BatchSource:
         """Return the training part in its own order, unaugmented."""
@@ -91,10 +101,16 @@ class TrainingData:
         return self._image_batches(part, self._preprocessing, augmentation, batch_size=batch_size)
 
     def row_batches(
-        self, rows: Tensor | Rows, targets: npt.NDArray[np.int64], *, shuffle: bool, views: int = 1
+        self,
+        rows: Tensor | Rows,
+        targets: npt.NDArray[np.int64],
+        *,
+        shuffle: bool,
+        views: int = 1,
+        balanced: bool = False,
     ) -> RowBatches:
         """Return batches of what is stored for the images of a part; see ``RowBatches``."""
-        return RowBatches(
+        source = RowBatches(
             rows,
             targets,
             device=self.execution.device,
@@ -103,6 +119,8 @@ class TrainingData:
             seed=self.seed,
             views=views,
         )
+        source.balanced = balanced
+        return source
 
     def _batches(self, data: Any, augmentation: Augmentation | None, *, shuffle: bool) -> BatchSource:
         if isinstance(data, Part) and self._preprocessing is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transferkit.backbones.stages import stage_indices
 from transferkit.freezing import freeze, unfreeze
 from transferkit.heads import head_module
 from transferkit.training.phases import Phase
@@ -14,6 +15,11 @@ def apply_plan(model: nn.Module, phase: Phase) -> None:
     """Freeze what a phase freezes, and nothing else."""
     if phase.train == "all":
         unfreeze(model)
+    elif phase.last_stages is not None:
+        stages = stage_indices(model)
+        # The head's own number is one more than that of the last stage.
+        first = max(stages.values()) - phase.last_stages
+        freeze(model, except_=lambda name, _: stages[name] >= first)
     else:
         freeze(model, except_=phase.train)
     if not phase.freeze_batch_norm:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from transferkit.checks import import_extra
+from transferkit.evaluation.drawing import BLUE, GREY, VERMILION, new_figure, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLUMNS = (
@@ -87,28 +88,64 @@ class History(Sequence[dict[str, Any]]):
     __repr__ = __str__
 
     def plot(self) -> Figure:
-        """Return a figure of loss and accuracy by epoch, with the phases marked.
+        """Return a figure of loss and accuracy by epoch, with what trains in each phase marked.
+
+        A head that a solver has fitted takes no epoch; it is drawn as a point of its own, "fit".
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        figure_module = import_extra("matplotlib.figure", "plot", "History.plot")
-        figure: Figure = figure_module.Figure(figsize=(9, 3.6), layout="constrained")
-        epochs = [row["epoch"] for row in self._rows]
-        axes = figure.subplots(1, 2)
-        for ax, key, title in zip(axes, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True):
-            for part, style in (("train", "o--"), ("val", "s-")):
+        figure = new_figure(9, 4.0, "History.plot")
+        places = self._places()
+        for axes, key, label in zip(
+            figure.subplots(1, 2), ("loss", "accuracy"), ("mean loss", "accuracy"), strict=True
+        ):
+            for part, color, style in (("train", BLUE, "o--"), ("val", VERMILION, "s-")):
                 values = [row.get(f"{part}_{key}") for row in self._rows]
                 if any(value is not None for value in values):
-                    ax.plot(epochs, values, style, label=part, markersize=4)
-            for before, row in zip(self._rows, self._rows[1:], strict=False):
-                if before["phase"] != row["phase"]:
-                    ax.axvline(row["epoch"] - 0.5, color="grey", linestyle=":")
+                    axes.plot(places, values, style, label=part, color=color, markersize=4)
             best = self.best
             if best is not None and best.get(f"val_{key}") is not None:
-                ax.plot(best["epoch"], best[f"val_{key}"], "*", color="black", markersize=11, label="kept")
-            ax.set_title(title)
-            ax.set_xlabel("epoch")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.legend()
+                place = places[next(number for number, row in enumerate(self._rows) if row is best)]
+                axes.plot(place, best[f"val_{key}"], "*", color="black", markersize=12, label="kept")
+            axes.set_title(label.capitalize(), fontsize=11, pad=18)
+            axes.set(xlabel="epoch", ylabel=label)
+            self._mark_phases(axes, places)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.suptitle("Training history", fontsize=12)
         return figure
+
+    def _places(self) -> list[int]:
+        """Return where each row stands: at its epoch, moved on where a solver's fit took none."""
+        first = self._rows[0]["epoch"] if self._rows else 0
+        return [first + number for number in range(len(self._rows))]
+
+    def _mark_phases(self, axes: Axes, places: Sequence[int]) -> None:
+        """Name the epochs, and shade every other phase under the name of what trains in it."""
+        names = {
+            place: "fit" if row.get("c") is not None else str(row["epoch"])
+            for place, row in zip(places, self._rows, strict=True)
+        }
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]  # a MaxNLocator
+        axes.xaxis.set_major_formatter(lambda value, _: names.get(round(value), ""))
+        if not places:
+            return
+        axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
+        starts = [
+            number
+            for number, row in enumerate(self._rows)
+            if number == 0 or row.get("phase") != self._rows[number - 1].get("phase")
+        ]
+        for order, (start, stop) in enumerate(zip(starts, [*starts[1:], len(places)], strict=True)):
+            left, right = places[start] - 0.5, places[stop - 1] + 0.5
+            if order % 2:
+                axes.axvspan(left, right, color="0.92", zorder=0)
+            room = max(4, int(34 * (stop - start) / len(places)))
+            axes.annotate(
+                shortened(str(self._rows[start].get("train", "")), room),
+                ((left + right) / 2, 1), (0, 3), xycoords=("data", "axes fraction"),
+                textcoords="offset points", ha="center", fontsize=8, color=GREY, parse_math=False,
+            )  # fmt: skip

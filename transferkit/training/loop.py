@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -21,10 +22,14 @@ from transferkit.evaluation.scoring import collect_logits
 from transferkit.loading.batches import Batch, BatchSource
 from transferkit.runtime import Execution
 from transferkit.seeding import stream
+from transferkit.training.activations import computed_again
+from transferkit.training.averaging import AveragedWeights
 from transferkit.training.callbacks import Callback
 from transferkit.training.keeping import Keeper
+from transferkit.training.mixing import Mixing
 from transferkit.training.phases import Phase
 from transferkit.training.run_state import Progress, random_state, restore_random_state
+from transferkit.training.schedules import after_validation
 from transferkit.training.steps import StepResult, train_step
 
 T = TypeVar("T")
@@ -47,6 +52,9 @@ class PhaseTools:
         execution: Device and precision.
         scaler: Scales the loss where the precision is float16.
         names: What errors call the training samples; ``None`` stands for their positions.
+        averages: Averages of the weights, which are what is validated, if they are kept.
+        mixing: Mixes the images of each batch, if they are to be mixed.
+        blocks: Modules whose activations are computed again in the backward pass.
     """
 
     module: nn.Module
@@ -58,6 +66,9 @@ class PhaseTools:
     execution: Execution
     scaler: torch.amp.GradScaler | None = None
     names: Sequence[str] | None = None
+    averages: AveragedWeights | None = None
+    mixing: Mixing | None = None
+    blocks: Sequence[nn.Module] = ()
 
 
 def steps_of(source: BatchSource, phase: Phase) -> int:
@@ -105,10 +116,13 @@ def run_phase(
             keeper=keeper,
         )
         row = {"epoch": progress.epoch, "lr": progress.lr} | row
-        with keeper.interruptible():
-            row |= validate(tools)
-        row["seconds"] = time.perf_counter() - started
-        better = finish_epoch(row)
+        # What is validated is also what is kept if it is the best.
+        with nullcontext() if tools.averages is None else tools.averages.in_place():
+            with keeper.interruptible():
+                row |= validate(tools)
+            row["seconds"] = time.perf_counter() - started
+            better = finish_epoch(row)
+        after_validation(tools.scheduler, row["val_loss"])
         waited = 0 if better or row["val_loss"] is None else progress.waited + 1
         progress = Progress(progress.epoch + 1, waited=waited)
         keeper.reached(progress)
@@ -157,13 +171,16 @@ def run_epoch(
         watch = _Watch(device, phase, tools, progress)
     tools.module.train()
     # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, computed_again(tools.blocks):
         for update, batches in _updates(phase, tools, progress, seed):
             for result in _update(phase, tools, batches, epoch, update, watch):
                 progress.add(result)
                 for callback in callbacks:
                     callback.step_end(result)
             tools.scheduler.step()
+            if tools.averages is not None:
+                tools.averages.update()
             progress.updates = update + 1
             keeper.reached(progress, None if watch is None else watch.report)
     if watch is not None:
@@ -236,12 +253,15 @@ def _update(
     """Add up the gradients of some batches, each by its share of the images, and step once."""
     total = sum(len(batch.targets) for batch in batches)
     for number, batch in enumerate(batches):
+        criterion = tools.criterion
+        if tools.mixing is not None:
+            batch, criterion = tools.mixing(batch, criterion)
         try:
             yield train_step(
                 tools.module,
                 batch,
                 tools.optimizer,
-                criterion=tools.criterion,
+                criterion=criterion,
                 execution=tools.execution,
                 clip_norm=phase.clip_norm,
                 weight=len(batch.targets) / total,

@@ -51,10 +51,13 @@ def phase_batches(
 
     Args:
         model: Frozen as the phase wants it, on the execution's device.
-        phase: Its ``views`` is used.
+        phase: Its ``views``, ``mix`` and ``sampling`` are used.
         data: Training and validation data.
         execution: How the model runs.
         augmentation: How training images vary, if they do.
+
+    Raises:
+        DataError: Classes are to be balanced, and the data is a loader or ready for the model.
     """
     try:
         split, prefix = _frozen_prefix(model, phase, data, execution, augmentation)
@@ -65,7 +68,13 @@ def phase_batches(
         rows = prefix.rows(train_part, source, views)
         shown = "" if views.augmentation is None else f"{views.count} views by {views.augmentation.name!r}; "
         how = f"on stored outputs of what is frozen, {split.where} ({shown}{prefix.note})"
-        train = data.row_batches(rows, train_part.targets, shuffle=True, views=phase.views)
+        train = data.row_batches(
+            rows,
+            train_part.targets,
+            shuffle=True,
+            views=phase.views,
+            balanced=phase.sampling == "balanced",
+        )
         val: BatchSource | None = None
         if data.val_part is not None:
             source = data.prefix_batches(data.val_part, BATCH_SIZE, None)
@@ -77,7 +86,7 @@ def phase_batches(
     shown = "plain" if augmentation is None else augmentation.name
     return PhaseBatches(
         model,
-        data.training_batches(augmentation),
+        data.training_batches(augmentation, balanced=phase.sampling == "balanced"),
         data.validation_batches(),
         f"on images, {shown}: {reason}",
     )
@@ -96,6 +105,8 @@ def _frozen_prefix(
         raise NoSplit("the images may vary")
     if data.val is not None and data.val_part is None:
         raise NoSplit("the validation data is ready for the whole model")
+    if phase.mix is not None:
+        raise NoSplit("the images are mixed in each step")
     if augmentation is not None and phase.views == 1:
         raise NoSplit("the images vary in each epoch")
     split = split_model(model)

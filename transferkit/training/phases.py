@@ -19,8 +19,13 @@ from transferkit.checks import (
 )
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "step", "cosine", "one-cycle")
+SCHEDULES = ("constant", "step", "cosine", "one-cycle", "cyclic", "plateau")
 SOLVERS = ("sgd", "lbfgs")
+SAMPLINGS = ("shuffle", "balanced")
+MIXES = ("mixup", "cutmix")
+
+# What ``train="last:2"`` begins with: the head and so many stages before it.
+LAST_STAGES = "last:"
 
 Selectors = str | Sequence[str | Callable[..., bool]] | Callable[..., bool]
 
@@ -30,8 +35,9 @@ class Phase:
     """One phase of training: what trains, for how long, and how.
 
     Args:
-        train: ``"head"``, ``"all"``, or selectors as ``freeze`` takes them: a name, a glob,
-            a callable, or several.
+        train: ``"head"``, ``"all"``, ``"last:2"`` (the head and the last two stages of the backbone,
+            or all of them where it has fewer), or selectors as ``freeze`` takes them: a name, a
+            glob, a callable, or several.
         epochs: Passes over the training part.
         solver: ``"sgd"`` trains step by step with ``optimizer``. ``"lbfgs"`` fits a linear head to
             convergence on the stored outputs of the backbone, its regularisation chosen on the
@@ -52,19 +58,39 @@ class Phase:
         layer_decay: Factor on the learning rate from each stage to the one before it.
         optimizer: ``"sgd"`` (Nesterov momentum 0.9), ``"adam"`` or ``"adamw"``.
         weight_decay: Weight decay of matrices and kernels; biases and norms get none.
-        schedule: ``"constant"``, ``"step"``, ``"cosine"`` or ``"one-cycle"``; each is
-            stepped with the optimizer.
+        schedule: ``"constant"``, ``"step"``, ``"cosine"``, ``"one-cycle"``, ``"cyclic"`` or
+            ``"plateau"``; each is stepped with the optimizer, and ``"plateau"`` also looks at the
+            validation part, which it needs.
         warmup: Share of the phase's steps in which the learning rate rises linearly; with
             ``"one-cycle"``, the share in which it rises to its peak. ``None`` takes 0.3 for
-            ``"one-cycle"``, 0.1 where backbone parameters train, and 0 for a head.
-        step_size: Epochs between two steps of ``"step"``; ``None`` takes a third of the phase.
-        gamma: Factor of each step of ``"step"``.
+            ``"one-cycle"``, 0 for ``"cyclic"`` and for a head, and 0.1 where backbone parameters train.
+        step_size: Epochs between two steps of ``"step"``; ``None`` takes a third of the phase. With
+            ``"plateau"``, epochs without a lower validation loss after which the learning rate
+            falls; ``None`` takes 2.
+        gamma: Factor of each step of ``"step"`` and ``"plateau"``.
+        cycles: How often ``"cyclic"`` rises from a quarter of the learning rate to all of it and
+            falls again, and how often ``"cosine"`` starts anew from its peak; the cycles are
+            equally long. ``None`` takes 3 for ``"cyclic"`` and 1 for ``"cosine"``.
         augmentation: A registered name; ``None`` shows plain images. Phases of the head alone
             see plain images in any case, unless ``views`` is larger than 1.
+        mix: ``"mixup"`` trains on pairs of images laid over each other, ``"cutmix"`` on images into
+            which a piece of another is pasted; both classes count, each by its share. ``None``
+            leaves images whole. What the training accuracy then counts is the class with the larger
+            share. Only for phases that train backbone parameters, on images.
+        mix_alpha: The shares are drawn from the distribution Beta(alpha, alpha); ``None`` takes 0.2
+            for ``"mixup"`` and 1 for ``"cutmix"``.
+        sampling: ``"shuffle"`` shows each image once in an epoch. ``"balanced"`` shows as many
+            images, but of each class the same number, give or take one: those of small classes
+            several times, augmented differently each time, and of large ones a part.
         label_smoothing: Share of the target's probability that is spread over all classes.
         class_weights: ``None``, ``"balanced"``, or a float for each class.
         clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
         accumulate: Batches whose gradients are added up for one step of the optimizer.
+        ema: Decay of the exponential moving average of the weights, such as 0.999; the average is what
+            is validated, kept as the best and left at the end. ``0`` leaves the weights as they are.
+        checkpoint_activations: Whether the blocks of the backbone keep only their inputs and are
+            computed a second time in the backward pass, which takes less memory and more time,
+            and gives the same gradients. On stored outputs it holds for blocks that train whole.
         patience: Epochs without a better validation result after which the phase ends.
 
     Raises:
@@ -88,11 +114,17 @@ class Phase:
     warmup: float | None = None
     step_size: int | None = None
     gamma: float = 0.1
+    cycles: int | None = None
     augmentation: str | None = None
+    mix: str | None = None
+    mix_alpha: float | None = None
+    sampling: str = "shuffle"
     label_smoothing: float = 0.0
     class_weights: str | Sequence[float] | None = None
     clip_norm: float | None = None
     accumulate: int = 1
+    ema: float = 0.0
+    checkpoint_activations: bool = False
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +138,7 @@ class Phase:
         if self.class_weights is not None and not isinstance(self.class_weights, str):
             object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
         check_int("Phase", "epochs", self.epochs, 1)
-        for field in ("lr", "head_lr", "clip_norm"):
+        for field in ("lr", "head_lr", "clip_norm", "mix_alpha"):
             if getattr(self, field) is not None:
                 check_positive("Phase", field, getattr(self, field))
         check_positive("Phase", "layer_decay", self.layer_decay)
@@ -114,28 +146,53 @@ class Phase:
         check_choice("Phase", "optimizer", self.optimizer, OPTIMIZERS)
         check_choice("Phase", "schedule", self.schedule, SCHEDULES)
         check_choice("Phase", "solver", self.solver, SOLVERS)
+        check_choice("Phase", "sampling", self.sampling, SAMPLINGS)
+        check_between("Phase", "ema", self.ema, 0, 1)
         check_int("Phase", "views", self.views, 1)
         check_non_negative("Phase", "weight_decay", self.weight_decay)
         check_between("Phase", "label_smoothing", self.label_smoothing, 0, 1)
         check_int("Phase", "accumulate", self.accumulate, 1)
         if self.warmup is not None:
             check_between("Phase", "warmup", self.warmup, 0, 1)
-        for field in ("patience", "step_size"):
+        for field in ("patience", "step_size", "cycles"):
             if getattr(self, field) is not None:
                 check_int("Phase", field, getattr(self, field), 1)
         valid = self.augmentation is None or isinstance(self.augmentation, str)
         require(valid, "Phase", "augmentation", "the name of a registered augmentation", self.augmentation)
-        flag = isinstance(self.freeze_batch_norm, bool)
-        require(flag, "Phase", "freeze_batch_norm", "True or False", self.freeze_batch_norm)
+        for field in ("freeze_batch_norm", "checkpoint_activations"):
+            value = getattr(self, field)
+            require(isinstance(value, bool), "Phase", field, "True or False", value)
         valid = callable(self.train) or bool(self.train)
         require(valid, "Phase", "train", "'head', 'all' or selectors", self.train)
+        valid = self.last_stages is None or self.last_stages > 0
+        require(valid, "Phase", "train", "'last:' and a number of stages, such as 'last:2'", self.train)
+        self._check_mix()
         fits = self.solver == "sgd" or self.head_only
         require(fits, "Phase", "solver", "'sgd' unless the head alone trains", self.solver)
+
+    def _check_mix(self) -> None:
+        if self.mix is None:
+            return
+        check_choice("Phase", "mix", self.mix, MIXES)
+        fits = not self.head_only
+        require(fits, "Phase", "mix", "None where the head alone trains, which sees plain images", self.mix)
+        require(self.views == 1, "Phase", "mix", "None where views of the images are stored", self.mix)
 
     @property
     def head_only(self) -> bool:
         """Whether the head alone trains."""
         return self.train == "head"
+
+    @property
+    def last_stages(self) -> int | None:
+        """How many stages train with the head by ``"last:2"``; ``None`` where something else is said.
+
+        What is no number gives 0.
+        """
+        if not (isinstance(self.train, str) and self.train.startswith(LAST_STAGES)):
+            return None
+        number = self.train.removeprefix(LAST_STAGES)
+        return int(number) if number.isascii() and number.isdecimal() else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold; a callable is shown by its name."""

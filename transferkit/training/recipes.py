@@ -85,3 +85,19 @@ def probe_then_fine_tune() -> list[Phase]:
         Phase(train="head", epochs=10),
         Phase(train="all", epochs=10, freeze_batch_norm=True, augmentation="light"),
     ]
+
+
+@register_recipe("gradual")
+def gradual() -> list[Phase]:
+    """Train the head, then one more stage in each phase, and in the end everything.
+
+    The phases in between see plain images, so that what they freeze is computed once.
+
+    Source:
+        Howard and Ruder (2018), https://arxiv.org/abs/1801.06146, section 3.3: gradual unfreezing.
+    """
+    return [
+        Phase(train="head", epochs=6),
+        *(Phase(train=f"last:{count}", epochs=2, freeze_batch_norm=True) for count in (1, 2, 3)),
+        Phase(train="all", epochs=8, freeze_batch_norm=True, augmentation="light"),
+    ]

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from transferkit.augmentations import Augmentation
-from transferkit.backbones.spec import find_spec
+from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.classification import CrossEntropy, class_weights_of
-from transferkit.errors import CheckpointCorruptError, DataError, DeviceMemoryError
+from transferkit.errors import ArgumentError, CheckpointCorruptError, DataError, DeviceMemoryError
 from transferkit.inference import small_execution
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import Execution
+from transferkit.training.activations import blocks_of
+from transferkit.training.averaging import AveragedWeights
 from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback
@@ -27,6 +29,7 @@ from transferkit.training.history import History
 from transferkit.training.keeping import Checkpoints, Interrupted, Interrupts, Keeper, RunKeeper
 from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
 from transferkit.training.loop import PhaseTools, run_phase, steps_of
+from transferkit.training.mixing import Mixing
 from transferkit.training.optimizers import build_optimizer
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of
@@ -82,6 +85,8 @@ class Run:
         self.phase = 0
         self._tools: PhaseTools | None = None
         self._resumed: Checkpoint | None = None
+        for phase in self.phases:
+            _check_possible(phase, self.model, self.data)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put model, best weights, history and place in the run where a checkpoint has them.
@@ -193,6 +198,8 @@ class Run:
                 raise
             reason = str(error).splitlines()[0].rstrip(".")
         else:
+            if tools.averages is not None:
+                tools.averages.leave_in_place()
             return
         # Only here is the failed step's own memory free again.
         raise DeviceMemoryError(self._memory_advice(reason))
@@ -256,6 +263,9 @@ class Run:
             execution,
             torch.amp.GradScaler(kind) if execution.precision == "fp16" else None,
             None if part is None else part.ids,
+            averages=AveragedWeights(self.model, phase.ema) if phase.ema else None,
+            mixing=Mixing(phase.mix, phase.mix_alpha) if phase.mix is not None else None,
+            blocks=blocks_of(self.model) if phase.checkpoint_activations else (),
         )
 
     def _save(self, progress: Progress | None) -> str:
@@ -278,6 +288,9 @@ class Run:
                 "scheduler": tools.scheduler.state_dict(),
                 "scaler": None if tools.scaler is None else tools.scaler.state_dict(),
             }
+            if tools.averages is not None:
+                tensors |= packed(tools.averages.state, "ema.")
+                state["averaged"] = tools.averages.updates
         elif self.data.train_part is None or not self.data.train_part.fixed:
             state["random"] = random_state(self.data.train)
         best = packed(self._best.state, "")
@@ -291,11 +304,32 @@ class Run:
             tools.scheduler.load_state_dict(state["scheduler"])
             if tools.scaler is not None:
                 tools.scaler.load_state_dict(state["scaler"])
+            if tools.averages is not None:
+                put_back(tools.averages.state, unpacked(checkpoint.tensors, "ema."), what="averages")
+                tools.averages.updates = int(state["averaged"])
             return Progress.from_dict(state["progress"], torch.device(tools.execution.device))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointCorruptError(
                 f"The checkpoint {checkpoint.path} is damaged: {error!r}."
             ) from error
+
+
+def _check_possible(phase: Phase, model: nn.Module, data: TrainingData) -> None:
+    """Refuse, before any work is done, what a phase asks for and model or data do not have.
+
+    Raises:
+        DataError: Something is missing in the data.
+        ArgumentError: The model has nothing to checkpoint.
+    """
+    if phase.schedule == "plateau" and data.val is None:
+        raise DataError("The schedule 'plateau' follows the validation loss, so it needs a validation part.")
+    if phase.sampling == "balanced" and data.train_part is None:
+        raise DataError("Balanced sampling needs a part or data set whose targets are known.")
+    if phase.checkpoint_activations and not blocks_of(model):
+        raise ArgumentError(
+            "The 'checkpoint_activations' parameter of Phase must be False for a model without blocks of "
+            f"several layers, such as this {type(unwrapped(model)).__name__}. Got True instead."
+        )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -40,6 +40,9 @@ class RunDirectory:
         path: As given, with ``~`` expanded.
         model: Where the trained model is put.
         checkpoints: Where a run that is not over can be resumed from.
+
+    Raises:
+        RunDirectoryError: The folder holds something, and it is no run.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -47,13 +50,15 @@ class RunDirectory:
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self._config = self.path / "config.json"
+        if self._is_used() and not (self._config.is_file() or self.checkpoints.is_dir()):
+            raise RunDirectoryError(f"The run directory {self.path} is already in use; choose a new one.")
 
     def check_unused(self) -> None:
-        """Raise ``RunDirectoryError`` if the folder holds something, from an earlier ``fit`` too."""
-        if not self._is_used():
-            return
-        advice = "resume it, or choose a new one" if self._config.is_file() else "choose a new one"
-        raise RunDirectoryError(f"The run directory {self.path} is already in use; {advice}.")
+        """Raise ``RunDirectoryError`` if a run began here."""
+        if self._is_used():
+            raise RunDirectoryError(
+                f"The run directory {self.path} is already in use; resume the run in it, or choose a new one."
+            )
 
     def _is_used(self) -> bool:
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transferkit.classification import count_correct, logits_of
+from transferkit.classification import count_correct, logits_of, loss_of
 from transferkit.errors import NonFiniteError
 from transferkit.runtime import Execution
 
@@ -54,7 +54,8 @@ def train_step(
         model: What trains; its mode (``model.train()``) is the caller's.
         batch: Inputs and class indices ``[N]``, on the model's device; more fields are ignored.
         optimizer: Takes the step; its gradients are cleared after it.
-        criterion: From float32 logits ``[N, C]`` and targets ``[N]`` to the mean loss.
+        criterion: From float32 logits ``[N, C]`` and targets ``[N]`` to the mean loss; the losses of
+            auxiliary classifiers are added to that of the logits, see ``loss_of``.
         execution: Its precision holds for the forward pass; ``None`` stands for the model's own.
         clip_norm: Largest norm of all gradients together; ``None`` leaves them alone.
         weight: Factor on the loss before going backward: with accumulation, the batch's share
@@ -76,8 +77,8 @@ def train_step(
     """
     inputs, targets = batch[0], batch[1]
     with execution.autocast() if execution is not None else nullcontext():
-        logits = logits_of(model(inputs))
-    loss = criterion(logits.float(), targets)
+        output = model(inputs)
+    loss = loss_of(output, targets, criterion)
     _check_finite("loss", loss.detach(), failed)
     total = loss if weight == 1.0 else loss * weight
     if scaler is not None:
@@ -89,7 +90,7 @@ def train_step(
             _step(optimizer, clip_norm, scaler, failed)
         finally:
             optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss.detach(), count_correct(logits.detach(), targets), len(targets))
+    return StepResult(loss.detach(), count_correct(logits_of(output).detach(), targets), len(targets))
 
 
 def _step(
