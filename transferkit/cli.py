@@ -144,6 +144,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="time between two checkpoints; longer where writing takes more than 2%% of it (120)",
     )
     add("--checkpoint-steps", type=int, metavar="N", help="steps between two checkpoints (none)")
+    _add_on_error(parser, "be left out")
     _add_run_options(parser, trains=True)
 
 

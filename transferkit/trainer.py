@@ -13,9 +13,10 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
-from transferkit.checks import check_int, check_positive, require
+from transferkit.checks import check_choice, check_int, check_positive, require
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError
+from transferkit.loading.checked import ON_ERROR, Skipped, check_on_error, usable
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import load_model, save_model, spec_to_dict
 from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
@@ -60,6 +61,9 @@ class Trainer:
         checkpoints: How often a run with a run directory is saved. While it trains there, SIGINT (Ctrl-C)
             and SIGTERM leave a checkpoint before they end it.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
+        on_error: ``"raise"`` ends the run with the first image that cannot be decoded; ``"skip"`` decodes
+            all once beforehand, and leaves those out: a warning counts them, and the run directory
+            lists them in ``skipped.csv``.
         progress: Whether to show a progress bar on standard error.
 
     Raises:
@@ -90,6 +94,7 @@ class Trainer:
         run_dir: str | os.PathLike[str] | None = None,
         checkpoints: Checkpoints | None = None,
         workers: int | None = None,
+        on_error: str = "raise",
         progress: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -109,6 +114,8 @@ class Trainer:
         self.seed = check_int("Trainer", "seed", seed)
         require(self.seed < 2**63, "Trainer", "seed", "an int below 2**63", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
+        check_choice("Trainer", "on_error", on_error, ON_ERROR)
+        self.on_error = on_error
         valid = isinstance(callbacks, Iterable) and all(isinstance(each, Callback) for each in callbacks)
         require(valid, "Trainer", "callbacks", "a sequence of Callback objects", callbacks)
         self.callbacks = (*((ProgressBar(),) if progress else ()), *callbacks)
@@ -192,6 +199,7 @@ class Trainer:
             seed=self.seed,
             workers=self.workers,
         )
+        skipped = self._leave_out(data)
         check_classes(self.model, data)
         settings = settings_of(
             self.model,
@@ -217,6 +225,8 @@ class Trainer:
                     run.restore(checkpoint)
                     run.config["decisions"] = recorded["decisions"][: run.phase]
                 directory.write_history(run.history)
+            if directory is not None and skipped:
+                directory.write_skipped(skipped)
             self.history = run.history
             run.go(self.checkpoints)
         describe(self.model, data)
@@ -226,6 +236,20 @@ class Trainer:
             directory.write_config(run.config | {"finished": True})
             CheckpointFolder(directory.checkpoints).clear()
         return self.history
+
+    def _leave_out(self, data: TrainingData) -> tuple[Skipped, ...]:
+        """Leave out of the data what cannot be decoded, if that is wanted."""
+        every: tuple[Skipped, ...] = ()
+        if self.on_error == "skip":
+            check_on_error("Trainer", self.on_error, data.train_part)
+            assert data.train_part is not None
+            data.train, every = usable(data.train_part, on_error="skip", workers=self.workers)
+            if data.val is not None:
+                check_on_error("Trainer", self.on_error, data.val_part)
+                assert data.val_part is not None
+                data.val, skipped = usable(data.val_part, on_error="skip", workers=self.workers)
+                every += skipped
+        return every
 
     def _as_it_ended(self, directory: RunDirectory) -> History:
         """Put the model where a finished run left it."""

@@ -38,7 +38,11 @@ LP_FT = [tk.Phase(train="head", epochs=3), tk.Phase(train="all", epochs=3, augme
 CASES: dict[str, tuple[list[tk.Phase], int | None, dict[str, Any]]] = {
     "lp-ft": (LP_FT, None, {}),
     "lp-ft in bfloat16": (LP_FT, None, {"precision": "bf16"}),
-    "lp-ft, accumulated": ([tk.Phase(epochs=3, accumulate=2, optimizer="sgd", freeze_batch_norm=False)], None, {}),
+    "lp-ft, accumulated": (
+        [tk.Phase(epochs=3, accumulate=2, optimizer="sgd", freeze_batch_norm=False)],
+        None,
+        {},
+    ),
     "solver, then all": ([tk.Phase(train="head", solver="lbfgs"), LP_FT[1]], None, {}),
     "loader, 0 workers": ([tk.Phase(train="head", epochs=2), tk.Phase(epochs=2)], 0, {}),
     "loader, 2 workers": ([tk.Phase(train="head", epochs=2), tk.Phase(epochs=2)], 2, {}),
@@ -77,7 +81,11 @@ def train(case: str, run: str, result: str, kill_in_write: int, cache: str) -> N
     if workers is None:
         history = trainer.fit(images(40, 0), images(12, 1), resume=True)
     else:
-        loader = DataLoader(RandomTensors(), 6, shuffle=True, num_workers=workers)
+        # Not as this process was started: workers would then be children of a server that outlives us.
+        context = "fork" if workers else None
+        loader = DataLoader(
+            RandomTensors(), 6, shuffle=True, num_workers=workers, multiprocessing_context=context
+        )
         history = trainer.fit(loader, resume=True)
     Path(result).write_text(json.dumps(outcome(model, history)))
 

@@ -55,15 +55,19 @@ def kept_bytes(model, images, blocks=()):
     kept = {}
 
     def pack(value):
-        kept[value.data_ptr()] = value.untyped_storage().nbytes()
+        storage = value.untyped_storage()
+        kept[storage.data_ptr()] = storage  # which keeps its place from being used again
         return value
 
-    handles = [block.register_forward_pre_hook(lambda _, given: pack(given[0]) and None) for block in blocks]
+    def keep_input(_, given):
+        pack(given[0])
+
+    handles = [block.register_forward_pre_hook(keep_input) for block in blocks]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), computed_again(blocks):
         model(images).sum()
     for handle in handles:
         handle.remove()
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_blocks_are_modules_of_several_layers_in_order():

@@ -22,7 +22,9 @@ BEST = {"weight": torch.ones(2, 3)}
 
 
 def write(folder: CheckpointFolder, step: int, best_id: int = 1) -> Path:
-    return folder.write({"step": step}, {**TENSORS, "model.weight": TENSORS["model.weight"] + step}, BEST, best_id)
+    return folder.write(
+        {"step": step}, {**TENSORS, "model.weight": TENSORS["model.weight"] + step}, BEST, best_id
+    )
 
 
 def names(folder: CheckpointFolder) -> list[str]:
@@ -125,7 +127,10 @@ def test_whatever_operation_of_the_writer_fails_a_valid_checkpoint_is_left(after
                 write(folder, 1, best_id=2)
             except CheckpointWriteError as error:
                 assert f"{tmp_path / str(number)}" in str(error)  # noqa: PT017  # not each operation is fatal
-                reasons = (f"No space left on device (error {errno.ENOSPC}).", "found whole after it was written")
+                reasons = (
+                    f"No space left on device (error {errno.ENOSPC}).",
+                    "found whole after it was written",
+                )
                 assert any(reason in str(error) for reason in reasons)  # noqa: PT017  # as above
         newest = CheckpointFolder(folder.path).newest()
         assert newest is not None, disk.failed

@@ -24,7 +24,9 @@ class Clock:
         monkeypatch.setattr(keeping.time, "perf_counter", lambda: self.now)
 
 
-def keeper_of(clock: Clock, policy: tk.Checkpoints, *, size: int = 0, cost: float = 0.0) -> tuple[RunKeeper, list]:
+def keeper_of(
+    clock: Clock, policy: tk.Checkpoints, *, size: int = 0, cost: float = 0.0
+) -> tuple[RunKeeper, list]:
     written: list[tuple[float, int]] = []
 
     def write(progress: Progress | None) -> str:
@@ -119,7 +121,13 @@ def fit(model, run, *callbacks, resume=False, **options):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     part = tk.Part(pixels, np.arange(20) % 2, ["a", "b"])
     trainer = tk.Trainer(
-        model, recipe=tk.Phase(epochs=2), batch_size=4, run_dir=run, callbacks=callbacks, progress=False, **options
+        model,
+        recipe=tk.Phase(epochs=2),
+        batch_size=4,
+        run_dir=run,
+        callbacks=callbacks,
+        progress=False,
+        **options,
     )
     return trainer.fit(part, resume=resume)
 

@@ -123,7 +123,9 @@ CASES = {
     "averaged, without validation": Case([tk.Phase(epochs=2, ema=0.9, accumulate=2)], val=None),
     "mixup": Case([tk.Phase(epochs=2, mix="mixup", augmentation="light")], head="mlp"),
     "cutmix": Case([tk.Phase(epochs=2, mix="cutmix", label_smoothing=0.1, class_weights=(1.0, 2.0, 3.0))]),
-    "balanced": Case([HEAD_BALANCED, tk.Phase(epochs=2, sampling="balanced", augmentation="light")], train=unequal),
+    "balanced": Case(
+        [HEAD_BALANCED, tk.Phase(epochs=2, sampling="balanced", augmentation="light")], train=unequal
+    ),
     "checkpointed activations": Case([tk.Phase(epochs=2, checkpoint_activations=True)], head="mlp"),
     "gradual": Case([tk.Phase(train=f"last:{count}") for count in (1, 2, 3)]),
     "random data set": Case([HEAD, tk.Phase(epochs=2)], train=RandomPhotos, val=None),
@@ -154,7 +156,9 @@ def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
 
 
-def go(case: Case, run: Path, *callbacks: tk.Callback, resume: bool | Path = False, **options: Any) -> Outcome:
+def go(
+    case: Case, run: Path, *callbacks: tk.Callback, resume: bool | Path = False, **options: Any
+) -> Outcome:
     """Train in a process's stead: with a model, data and a trainer of its own."""
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002  # what a script of the user's own does
@@ -165,7 +169,9 @@ def go(case: Case, run: Path, *callbacks: tk.Callback, resume: bool | Path = Fal
     )
     kept = run.parent / f"{run.name}-last"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CheckpointFolder, "clear", lambda self: shutil.copytree(self.path, kept, dirs_exist_ok=True))
+        patch.setattr(
+            CheckpointFolder, "clear", lambda self: shutil.copytree(self.path, kept, dirs_exist_ok=True)
+        )
         history = trainer.fit(case.train(), None if case.val is None else case.val(), resume=resume)
     newest = CheckpointFolder(kept).newest()
     assert newest is not None
@@ -207,7 +213,9 @@ def test_a_run_may_be_interrupted_again_and_again(tmp_path):
 
 
 def test_workers_change_nothing(tmp_path):
-    cases = [Case([tk.Phase(epochs=2)], train=lambda count=count: loader(count), val=None) for count in (0, 2)]
+    cases = [
+        Case([tk.Phase(epochs=2)], train=lambda count=count: loader(count), val=None) for count in (0, 2)
+    ]
     whole = go(cases[0], tmp_path / "whole")
     with pytest.raises(Crash):
         go(cases[1], tmp_path / "run", CrashAt(7))
@@ -272,7 +280,11 @@ def test_checkpoints_of_a_finished_run_are_removed(tmp_path):
         build(CASES["dropout"]), recipe=HEAD, run_dir=tmp_path / "run", checkpoints=EVERY_STEP, progress=False
     )
     trainer.fit(images())
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "history.jsonl", "model"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "history.jsonl",
+        "model",
+    ]
 
 
 def interrupted(tmp_path: Path) -> tuple[Case, Path]:
@@ -317,7 +329,9 @@ def test_a_run_is_not_resumed_with_other_settings(change, message, tmp_path):
         tk.Trainer(build(case), callbacks=[CrashAt(15)], **options).fit(images(), validation())
     with pytest.raises(ResumeMismatchError) as error:
         tk.Trainer(build(case), **(options | change)).fit(images(), validation(), resume=True)
-    assert str(error.value).startswith(f"The run in {run} can only be resumed with the settings it began with: ")
+    assert str(error.value).startswith(
+        f"The run in {run} can only be resumed with the settings it began with: "
+    )
     assert message in str(error.value)
     assert str(error.value).endswith(" Give it those, or choose a new run directory.")
 
@@ -325,9 +339,11 @@ def test_a_run_is_not_resumed_with_other_settings(change, message, tmp_path):
 def test_a_run_is_not_resumed_with_other_data_or_another_model(tmp_path):
     case, run = interrupted(tmp_path)
     options = {"recipe": case.phases, "batch_size": 4, "run_dir": run, "progress": False}
-    with pytest.raises(ResumeMismatchError, match="training data was '21 images .*' and is '20 images .*' now"):
+    with pytest.raises(
+        ResumeMismatchError, match=r"training data was '21 images .*' and is '20 images .*' now"
+    ):
         tk.Trainer(build(case), **options).fit(images(20), validation(), resume=True)
-    with pytest.raises(ResumeMismatchError, match="validation data was '9 images .*' and is None now"):
+    with pytest.raises(ResumeMismatchError, match=r"validation data was '9 images .*' and is None now"):
         tk.Trainer(build(case), **options).fit(images(), resume=True)
     with pytest.raises(ResumeMismatchError, match=r"epochs was None and is 5 now"):
         tk.Trainer(build(case), **options).fit(images(), validation(), epochs=5, resume=True)
@@ -345,9 +361,9 @@ def test_what_can_be_resumed_is_said(tmp_path):
     )
     with pytest.raises(ArgumentError, match=r"'resume' parameter of Trainer\.fit must be False where"):
         tk.Trainer(build(case), progress=False).fit(images(), resume=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
     with pytest.raises(RunDirectoryError, match="is already in use; choose a new one"):
-        (tmp_path / "photos").mkdir()
-        (tmp_path / "photos" / "a.jpg").touch()
         go(case, tmp_path / "photos", resume=True)
 
 
@@ -358,7 +374,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-7])
     with pytest.raises(CheckpointCorruptError, match=r"000014 is damaged: tensors\.safetensors has changed"):
         go(case, run, resume=newest.parent)
-    with pytest.warns(UserWarning, match=r"000014 is damaged.* The run goes on from the one before it, .*000013"):
+    with pytest.warns(
+        UserWarning, match=r"000014 is damaged.* The run goes on from the one before it, .*000013"
+    ):
         outcome = go(case, run, resume=True)
     assert (outcome.weights, outcome.history) == (whole.weights, whole.history)
 
@@ -367,7 +385,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unsaid(tmp
     case, run = interrupted(tmp_path)
     for manifest in (run / "checkpoints").glob("*/manifest.json"):
         manifest.write_text("{}")
-    with pytest.raises(CheckpointCorruptError, match="No checkpoint before it is valid; start again in another"):
+    with pytest.raises(
+        CheckpointCorruptError, match="No checkpoint before it is valid; start again in another"
+    ):
         go(case, run, resume=True)
 
 
@@ -400,7 +420,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_those_befor
     with pytest.raises(CheckpointWriteError) as error:
         go(case, run, FullFrom())
     assert str(error.value) == (
-        f"The checkpoint {run / 'checkpoints' / '000006'} cannot be written: No space left on device (error 28)."
+        f"The checkpoint {run / 'checkpoints' / '000006'} cannot be written: "
+        "No space left on device (error 28)."
     )
     monkeypatch.undo()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000003", "000004", "000005"]

@@ -25,6 +25,7 @@ def train(options: Options) -> None:
     from transferkit.checks import check_int, require
     from transferkit.evaluation.scoring import evaluate as score
     from transferkit.heads import replace_head
+    from transferkit.loading.checked import usable
     from transferkit.run_outputs import save_figure, write_report
     from transferkit.trainer import Trainer
     from transferkit.training.keeping import Checkpoints
@@ -60,6 +61,7 @@ def train(options: Options) -> None:
         run_dir=out,
         checkpoints=Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps),
         progress=not options.quiet,
+        on_error=options.on_error,
         **how,
     )
     trainer.recipe = options.recipe
@@ -72,7 +74,8 @@ def train(options: Options) -> None:
     if part is not None:
         if options.batch_size == "auto":
             how["batch_size"] = 64
-        report = score(model, part, **how)
+        part, skipped = usable(part, on_error=options.on_error, workers=options.workers)
+        report = dataclasses.replace(score(model, part, **how), skipped=skipped)
         for note in write_report(report, part, out):
             tell(options, note)
         result["report"] = report.to_dict()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transferkit.errors import CheckpointCorruptError, OutputError, RunDirectoryError
 from transferkit.files import write_text
+from transferkit.loading.checked import Skipped, skipped_csv
 
 
 def versions() -> dict[str, str]:
@@ -96,6 +97,10 @@ class RunDirectory:
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json``."""
         write_text(self._config, json.dumps(config, indent=2, default=str) + "\n")
+
+    def write_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Write ``skipped.csv``, the images that were left out because they cannot be decoded."""
+        write_text(self.path / "skipped.csv", skipped_csv(skipped))
 
     def write_history(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write ``history.jsonl``, in the place of one that may have come further."""
