@@ -391,6 +391,61 @@ def test_file_names_need_not_be_utf_8(photos, tmp_path, capsysbinary):
     assert b"caf\\udce9.png," in done.stdout
 
 
+@pytest.fixture
+def with_faults(trained, tmp_path):
+    """New photos, of which one ant is empty and one wasp is a text."""
+    photos = write_photos(tmp_path / "faulty", {"ant": 3, "bee": 3, "wasp": 3}, seed=4)
+    (photos / "ant" / "1.png").write_bytes(b"")
+    (photos / "wasp" / "2.png").write_text("no image")
+    return photos
+
+
+@pytest.mark.filterwarnings("default")
+def test_evaluate_names_what_it_leaves_out(trained, with_faults, tmp_path, capsys):
+    run, report = trained[0], tmp_path / "report.json"
+    command = ["evaluate", str(run), str(with_faults), "--device", "cpu"]
+    capsys.readouterr()
+    assert main(command) == 3
+    assert "1.png' cannot be decoded: it is empty." in capsys.readouterr().err
+    assert main([*command, "--on-error", "skip", "--out", str(report)]) == 0
+    printed = capsys.readouterr()
+    assert "Left out, because they cannot be decoded: 2 images ('ant/1.png', 'wasp/2.png')." in printed.out
+    assert "transferkit: warning: Left out 2 images ('ant/1.png', 'wasp/2.png')" in printed.err
+    fields = json.loads(report.read_text())
+    assert fields["n"] == 7
+    assert [entry["id"] for entry in fields["skipped"]] == ["ant/1.png", "wasp/2.png"]
+    assert [entry["path"] for entry in fields["skipped"]] == [
+        str(with_faults / "ant" / "1.png"),
+        str(with_faults / "wasp" / "2.png"),
+    ]
+
+
+@pytest.mark.filterwarnings("default")
+def test_predict_gives_a_row_to_what_it_cannot_decode(trained, with_faults, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    run, table, grid = trained[0], tmp_path / "result.csv", tmp_path / "grid.png"
+    command = ["predict", str(run), str(with_faults), "--device", "cpu", "--out", str(table)]
+    capsys.readouterr()
+    assert main(command) == 3
+    assert not table.exists()
+    capsys.readouterr()
+    assert main([*command, "--on-error", "skip", "--grid", str(grid)]) == 0
+    printed = capsys.readouterr()
+    assert f"7 images labelled in {table}" in printed.out
+    assert f"warning: No labels for 2 images ('{with_faults / 'ant' / '1.png'}'," in printed.err
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    assert [Path(row["path"]).parts[-2:] for row in rows if not row["label"]] == [
+        ("ant", "1.png"),
+        ("wasp", "2.png"),
+    ]
+    assert grid.is_file()
+    assert main([*command[:-2], "--on-error", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    assert [bool(row["predictions"]) for row in found] == [bool(row["label"]) for row in rows]
+
+
 def test_predict_refuses_a_negative_number_of_workers(trained, capsys):
     run, photos = trained
     assert main(["predict", str(run), str(photos), "--workers", "-1"]) == 2

@@ -94,3 +94,15 @@ def test_a_failure_is_one_sentence_and_an_exit_code(options, code, message, phot
     assert printed.err.startswith("transferkit: ")
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_cannot_be_decoded_may_be_left_out(photos, capsys):
+    (photos / "bee" / "bee.3.png").write_bytes(b"")
+    assert main(["probe", str(photos), *PROBE]) == 3
+    assert "bee.3.png' cannot be decoded: it is empty." in capsys.readouterr().err
+    assert main(["probe", str(photos), *PROBE, "--on-error", "skip", "--json", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "Left out 1 image ('bee/bee.3.png')" in printed.err
+    result = json.loads(printed.out)
+    assert result["fitted"] + result["n"] == 29

@@ -117,7 +117,7 @@ def test_the_recipe_page_shows_the_real_recipes():
         shown = [int(number) for number in re.findall(r"(\d+) epochs", row)]
         assert shown == [phase.epochs for phase in recipe()], name
         for phase in recipe():
-            if not phase.head_only:
+            if phase.train == "all":
                 assert f"use the augmentation `{phase.augmentation}` unless" in page
                 assert f"(`freeze_batch_norm={phase.freeze_batch_norm}`)" in page
 

@@ -164,6 +164,55 @@ def test_a_text_file_named_jpg_is_named(predictor, tmp_path):
         predictor(tmp_path / "fake.jpg")
 
 
+@pytest.fixture
+def broken(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    return tmp_path / "broken.jpg"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_what_is_skipped_has_an_empty_list_in_its_place(predictor, image, broken, batch_size):
+    skipping = tk.Predictor(
+        predictor.model, execution=predictor.execution, on_error="skip", batch_size=batch_size
+    )
+    images = [image, broken, image[::-1], b"no image", broken]
+    with pytest.warns(UserWarning, match="No labels for 3 images") as warned:
+        predictions = skipping(images)
+    assert [bool(prediction) for prediction in predictions] == [True, False, True, False, False]
+    same(predictions[0], predictor(image))
+    same(predictions[2], predictor(image[::-1]))
+    (warning,) = warned
+    assert str(warning.message) == (
+        f"No labels for 3 images ('{broken}', 'image 3', '{broken}') that cannot be decoded "
+        "(the first: it is empty)."
+    )
+    with pytest.warns(UserWarning, match="No labels"):
+        rows = skipping.probabilities(images)
+    assert rows.isnan().all(dim=1).tolist() == [False, True, False, True, True]
+    torch.testing.assert_close(rows[[0, 2]], predictor.probabilities([image, image[::-1]]))
+
+
+def test_all_may_be_skipped(predictor, broken):
+    skipping = tk.Predictor(predictor.model, execution=predictor.execution, on_error="skip")
+    with pytest.warns(UserWarning, match="No labels for 1 image "):
+        assert skipping(broken) == []
+    with pytest.warns(UserWarning, match="No labels for 2 images "):
+        assert skipping([broken, broken], top_k=3) == [[], []]
+    with (
+        pytest.warns(UserWarning, match="No labels"),
+        pytest.raises(DataError, match="no image can be decoded"),
+    ):
+        skipping.probabilities([broken])
+
+
+def test_a_path_that_is_not_there_is_never_skipped(predictor, image):
+    skipping = tk.Predictor(predictor.model, execution=predictor.execution, on_error="skip")
+    with pytest.raises(DataError, match=r"no image or folder at gone\.jpg"):
+        skipping([image, "gone.jpg"])
+    with pytest.raises(ArgumentError, match="must be one of 'raise', 'skip'"):
+        tk.Predictor(predictor.model, on_error="ignore")
+
+
 def test_an_empty_folder_is_refused(predictor, tmp_path):
     with pytest.raises(DataError, match="holds no image"):
         predictor(tmp_path)
@@ -186,3 +235,11 @@ def test_the_table_reads_back(predictor, image):
     assert [row["path"] for row in rows] == ["a,b.jpg", 'c"d.jpg']
     assert rows[0]["label_2"] == predictions[0][1]["label"]
     assert float(rows[0]["score"]) == pytest.approx(predictions[0][0]["score"], abs=1e-6)
+
+
+def test_the_table_has_a_row_for_an_image_without_labels(predictor, image):
+    predictions = [*predictor([image], top_k=2), []]
+    rows = list(csv.reader(io.StringIO(predictions_csv(["a.jpg", "broken.jpg"], predictions))))
+    assert rows[0] == ["path", "label", "score", "label_2", "score_2"]
+    assert rows[2] == ["broken.jpg", "", "", "", ""]
+    assert predictions_csv(["broken.jpg"], [[]]) == "path,label,score\nbroken.jpg,,\n"

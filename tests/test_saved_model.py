@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 import transferkit as tk
+from transferkit.backbones.spec import set_spec
 from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
@@ -182,9 +185,33 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
         tk.load_model(tmp_path)
 
 
+def test_the_record_tells_of_the_weights(tmp_path):
+    tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    data = (tmp_path / "weights.safetensors").read_bytes()
+    assert record["weights"] == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert record["format"] == 2
+
+
+def test_builder_arguments_come_back_as_json_has_them(tmp_path):
+    model = tk.load_backbone("mobilenet_v2", weights=None, num_classes=2, width_mult=0.25)
+    again = tk.load_model(tk.save_model(model, tmp_path))
+    assert tk.spec_of(again).builder_kwargs == {"width_mult": 0.25}
+    assert torch.equal(again.features[0][0].weight, model.features[0][0].weight)
+
+
+def test_an_argument_that_is_not_a_number_is_refused_before_anything_is_written(tmp_path):
+    model = tk.load_backbone("mini", weights=None)
+    spec = dataclasses.replace(tk.spec_of(model), builder_kwargs={"scale": float("nan")})
+    with pytest.raises(ArgumentError, match="must be numbers, texts, lists or dicts to be saved"):
+        tk.save_model(set_spec(model, spec), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_unknown_fields_of_a_later_version_do_no_harm(tmp_path):
     tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
     record = json.loads((tmp_path / "model.json").read_text())
     record["spec"]["something_new"] = 1
+    record["checksum"] = None
     (tmp_path / "model.json").write_text(json.dumps(record))
     assert tk.load_model(tmp_path).fc.out_features == 2

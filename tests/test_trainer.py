@@ -261,7 +261,7 @@ def test_a_second_fit_goes_on_from_the_weights_and_needs_a_run_directory_of_its_
     trainer = tk.Trainer(model, recipe="linear-probe", run_dir=tmp_path / "run", **QUIET)
     trainer.fit(tiny_part(), epochs=1)
     before = (tmp_path / "run" / "history.jsonl").read_text()
-    with pytest.raises(RunDirectoryError, match="is already in use; choose a new one"):
+    with pytest.raises(RunDirectoryError, match="is already in use; resume the run in it, or"):
         trainer.fit(tiny_part(), epochs=1)
     assert (tmp_path / "run" / "history.jsonl").read_text() == before
     again = tk.Trainer(model, recipe="linear-probe", **QUIET)

@@ -182,9 +182,7 @@ def test_a_target_transform_of_the_data_set_counts(tiny_model):
 )
 def test_a_loader_must_give_class_indices(tiny_model, targets):
     loader = DataLoader(TensorDataset(torch.randn(2, 3, 8, 8), targets), batch_size=2)
-    with pytest.raises(
-        DataError, match=r"^A DataLoader must yield class indices of at least 0, of shape \[N\]"
-    ):
+    with pytest.raises(DataError, match=r"^A DataLoader must yield class indices"):
         tk.Trainer(tiny_model(), recipe="fine-tune", **QUIET).fit(loader, epochs=1)
 
 

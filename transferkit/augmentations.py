@@ -24,7 +24,7 @@ from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
 from transferkit.checks import require
 from transferkit.errors import ArgumentError
-from transferkit.registry import Registry
+from transferkit.registry import Registry, shown
 from transferkit.seeding import uniforms
 from transferkit.trivial_augment import draw_operations, trivial_augment
 
@@ -45,6 +45,9 @@ class Augmentation:
             stored.size]`` into uint8 images ``[N, 3, size, size]`` of the model's size.
         reduced: Whether ``stored`` is a copy to cut crops from, for which a JPEG that is at least
             four times as large may be decoded at a reduced scale: faster, and a little blurred.
+
+    Raises:
+        ArgumentError: A field is of another type.
     """
 
     name: str
@@ -52,6 +55,17 @@ class Augmentation:
     draw: Draw
     apply: Apply
     reduced: bool = False
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.name, str) and self.name != ""
+        require(named, "Augmentation", "name", "a non-empty text", self.name)
+        kept = isinstance(self.stored, Preprocessing)
+        require(kept, "Augmentation", "stored", "a Preprocessing record", self.stored)
+        for field in ("draw", "apply"):
+            value = getattr(self, field)
+            require(callable(value), "Augmentation", field, "a function", value)
+        flag = isinstance(self.reduced, bool)
+        require(flag, "Augmentation", "reduced", "True or False", self.reduced)
 
 
 AUGMENTATIONS: Registry[Callable[[Preprocessing], Augmentation]] = Registry("augmentation")
@@ -89,13 +103,19 @@ def augmentation(name: str, preprocessing: Preprocessing | str) -> Augmentation:
 
     Raises:
         UnknownNameError: There is no augmentation, or no preprocessing, of that name.
+        ArgumentError: What was registered under the name makes something else.
 
     >>> light = augmentation("light", "cifar10")
     >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     >>> light.apply(images, light.draw(0, 1, np.array([5, 9]))).shape
     torch.Size([2, 3, 32, 32])
     """
-    return AUGMENTATIONS[name](resolve_preprocessing(preprocessing))
+    made = AUGMENTATIONS[name](resolve_preprocessing(preprocessing))
+    if not isinstance(made, Augmentation):
+        raise ArgumentError(
+            f"The function registered as {name!r} must return an Augmentation. Got {shown(made)} instead."
+        )
+    return made
 
 
 def is_built_in(augmentation: Augmentation, preprocessing: Preprocessing) -> bool:
@@ -262,7 +282,7 @@ def per_sample(
                 results.append(_pixels_of(function(image), name, model.size))
         return torch.stack(results).to(images.device) if results else images
 
-    return Augmentation(name, stored or model, draw, apply)
+    return Augmentation(name, model if stored is None else stored, draw, apply)
 
 
 @contextmanager

@@ -1,14 +1,18 @@
-"""Checks of arguments, in the one sentence form that every message of transferkit has."""
+"""Checks of arguments, in the one sentence form that every message of transferkit has; and warnings."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from transferkit.errors import ArgumentError, MissingExtraError
-from transferkit.registry import nearest
+from transferkit.registry import nearest, shown
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,15 +27,18 @@ def require(condition: bool, owner: str, parameter: str, requirement: str, got: 
     transferkit.errors.ArgumentError: The 'lr' parameter of Trainer must be a positive float. Got -1 instead.
     """
     if not condition:
-        shown = repr(got)
-        shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
         raise ArgumentError(
-            f"The {parameter!r} parameter of {owner} must be {requirement}. Got {shown} instead."
+            f"The {parameter!r} parameter of {owner} must be {requirement}. Got {shown(got)} instead."
         )
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an int that is larger than any float
+        return False
 
 
 def check_positive(owner: str, parameter: str, value: object) -> float:
@@ -54,9 +61,11 @@ def check_between(owner: str, parameter: str, value: object, low: float, high: f
 
 
 def check_int(owner: str, parameter: str, value: object, minimum: int = 0) -> int:
-    """Return ``value`` as an int if it is a whole number of at least ``minimum``."""
+    """Return ``value`` as an int if it is a whole number of at least ``minimum``, of 64 bits."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     require(whole and int(value) >= minimum, owner, parameter, f"an int of at least {minimum}", value)  # type: ignore[call-overload]  # whole is True only of an Integral
+    # Of a larger one torch and numpy would complain in words of their own.
+    require(int(value) < 2**63, owner, parameter, "an int below 2**63", value)  # type: ignore[call-overload]  # as above
     return int(value)  # type: ignore[call-overload, no-any-return]  # as above
 
 
@@ -68,9 +77,37 @@ def check_choice(owner: str, parameter: str, value: object, choices: Iterable[st
         hint = f" {nearest(value, known)}" if isinstance(value, str) else ""
         hint = hint if "mean" in hint else ""
         raise ArgumentError(
-            f"The {parameter!r} parameter of {owner} must be one of {listed}. Got {value!r} instead.{hint}"
+            f"The {parameter!r} parameter of {owner} must be one of {listed}. "
+            f"Got {shown(value)} instead.{hint}"
         )
     return value
+
+
+def check_module(owner: str, value: object) -> None:
+    """Raise ``ArgumentError`` unless ``value``, the ``model`` of ``owner``, is a module."""
+    from torch import nn
+
+    require(isinstance(value, nn.Module), owner, "model", "a torch.nn.Module", value)
+
+
+def check_path(owner: str, parameter: str, value: object) -> Path:
+    """Return ``value`` as a path, the user's home folder filled in, if it is one."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    require(isinstance(text, str) and text != "" and "\0" not in text, owner, parameter, "a path", value)
+    # The method of Path of that name raises where there is no such user; then it is a name like others.
+    return Path(os.path.expanduser(str(text)))
+
+
+def warn_caller(message: str) -> None:
+    """Warn, and point at the line outside of transferkit that led here."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _is_own(frame.f_globals.get("__name__")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _is_own(module: object) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] == "transferkit"
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferkit.checks import require
-from transferkit.errors import ArgumentError
+from transferkit.errors import ArgumentError, DataError
+
+# What the losses of auxiliary classifiers count beside that of the head, by the fields in which
+# torchvision's Inception (the first) and GoogLeNet (the others) return their logits in training mode.
+AUXILIARY_WEIGHTS = {"aux_logits": 0.4, "aux_logits1": 0.3, "aux_logits2": 0.3}
 
 
 def logits_of(output: Any) -> Tensor:
@@ -32,6 +36,36 @@ def logits_of(output: Any) -> Tensor:
             f"Got {type(output).__name__}{shape} instead."
         )
     return logits
+
+
+def loss_of(output: Any, targets: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the loss of what a model's forward gave, auxiliary classifiers included.
+
+    To the loss of the logits are added those of the auxiliary classifiers that Inception and
+    GoogLeNet have with ``aux_logits=True``, by 0.4 and by 0.3 each. Where neither an auxiliary
+    classifier nor anything before it trains, its loss would be a constant, and is left out.
+
+    Args:
+        output: As ``logits_of`` takes it.
+        targets: Class indices, shape ``[N]``.
+        criterion: From float32 logits ``[N, C]`` and targets to the mean loss.
+
+    Raises:
+        ArgumentError: There are no logits in the output.
+
+    Source:
+        Szegedy et al. (2015), https://arxiv.org/abs/1409.4842, section 5 (GoogLeNet); the weight for
+        Inception is that of PyTorch's tutorial on fine-tuning torchvision models.
+
+    >>> loss_of(torch.zeros(3, 4), torch.tensor([0, 1, 3]), F.cross_entropy)
+    tensor(1.3863)
+    """
+    loss = criterion(logits_of(output).float(), targets)
+    for field, weight in AUXILIARY_WEIGHTS.items():
+        auxiliary = getattr(output, field, None)
+        if isinstance(auxiliary, Tensor) and auxiliary.requires_grad:
+            loss = loss + weight * criterion(auxiliary.float(), targets)
+    return loss
 
 
 def class_weights_of(
@@ -75,7 +109,17 @@ class CrossEntropy(nn.Module):
         self.register_buffer("class_weights", class_weights)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of logits ``[N, C]`` against class indices ``[N]``."""
+        """Return the mean loss of logits ``[N, C]`` against class indices ``[N]``.
+
+        Raises:
+            DataError: A class index is not below ``C``. This is looked at on the CPU alone: an
+                accelerator would have to be waited for.
+        """
+        if targets.device.type == "cpu" and len(targets) and int(targets.max()) >= logits.shape[1]:
+            raise DataError(
+                f"A class index must be below {logits.shape[1]}, the number of the model's outputs. "
+                f"Got {int(targets.max())} for sample {int(targets.argmax())} of a batch instead."
+            )
         return F.cross_entropy(
             logits.float(), targets, weight=self.class_weights, label_smoothing=self.label_smoothing
         )

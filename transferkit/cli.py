@@ -122,6 +122,15 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="K",
         help="a head that trains alone sees K stored augmented views (1: plain)",
     )
+    add(
+        "--schedule",
+        metavar="NAME",
+        help="constant, step, cosine, one-cycle, cyclic or plateau (the recipe's)",
+    )
+    add("--ema", type=float, metavar="X", help="averages the weights over the steps, such as with 0.999 (0)")
+    add("--mix", metavar="NAME", help="mixup or cutmix, where the backbone trains (none)")
+    add("--sampling", metavar="NAME", help="balanced draws all classes equally often (shuffle)")
+    add("--checkpoint-activations", action="store_true", help="less memory, about a quarter more time")
     add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
     add(
         "--val",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -32,8 +33,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     returns: after a crash, at whatever moment, ``path`` is the old file or the new one, whole.
 
     Raises:
-        OutputError: It cannot be written; the message names the path and the reason. The old
-            file is as it was, and nothing is left beside it.
+        OutputError: It cannot be written; the message names the path and the reason. Nothing is
+            left beside it, and the old file is as it was, unless the last step failed, which has
+            the new name on the disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
@@ -98,6 +100,32 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: A number in it is NaN or infinite.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text of unknown origin holds.
+
+    Raises:
+        ValueError: It is not JSON, is nested too deeply, or a number in it is NaN, infinite or of more
+            than 64 bits.
+
+    >>> parse_json('{"mean": [0.5, 1e999]}')
+    Traceback (most recent call last):
+    ...
+    ValueError: it holds the number 1e999
+    """
+    try:
+        return json.loads(text, parse_float=_number, parse_int=_number, parse_constant=_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _number(text: str) -> int | float:
+    if len(text) < 400:  # as long as the longest that Python writes
+        value: int | float = int(text) if text.lstrip("-").isdecimal() else float(text)
+        if math.isfinite(value) and (isinstance(value, float) or -(2**63) <= value < 2**63):
+            return value
+    raise ValueError(f"it holds the number {text[:20]}")
 
 
 def write_stdout(text: str) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.backbones.stages import stage_indices
-from transferkit.checks import require
+from transferkit.checks import check_module, require
 from transferkit.errors import SelectorError
 from transferkit.heads import find_head
 from transferkit.modes import hold_frozen_modules
@@ -50,6 +50,7 @@ def freeze(model: M, *, except_: Selectors | None = "head") -> M:
     >>> [layer.training for layer in model.train()]
     [False, False, True]
     """
+    check_module("freeze", model)
     parameters = named_parameters(model)
     chosen = set() if except_ is None else _select(model, parameters, except_, "freeze", "except_")
     # A tied parameter has several names; to select one of them is enough.
@@ -82,6 +83,7 @@ def unfreeze(model: M, *, only: Selectors | None = None) -> M:
     >>> [layer.training for layer in unfreeze(model, only="2").train()]
     [False, True, True]
     """
+    check_module("unfreeze", model)
     parameters = named_parameters(model)
     every = {name for name, _ in parameters}
     chosen = every if only is None else _select(model, parameters, only, "unfreeze", "only")
@@ -125,8 +127,8 @@ def _select(
     owner: str,
     argument: str,
 ) -> set[str]:
-    # A module can be a collection and is a callable, but its giver means neither.
-    if isinstance(selectors, Collection) and not isinstance(selectors, (str, nn.Module)):
+    # A module or tensor can be a collection, and a module is a callable, but its giver means neither.
+    if isinstance(selectors, Collection) and not isinstance(selectors, (str, nn.Module, Tensor)):
         several: list[Selector] = list(selectors)
     else:
         several = [selectors]

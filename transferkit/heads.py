@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import NamedTuple, TypeVar
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from transferkit.backbones.spec import find_spec, set_spec, unwrapped
-from transferkit.checks import check_between, check_int, require
+from transferkit.checks import check_between, check_int, check_module, require
 from transferkit.errors import ArgumentError, SelectorError
 from transferkit.head_paths import HEAD_MARK
 from transferkit.head_paths import find_head as find_head
@@ -85,7 +85,11 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
 
     Args:
         model: Any module, compiled or not.
+
+    Raises:
+        ArgumentError: It is no module.
     """
+    check_module("class_names", model)
     spec = find_spec(model)
     if spec is None or spec.classes is None:
         return None
@@ -132,6 +136,7 @@ def replace_head(
     >>> model[2]
     Linear(in_features=8, out_features=2, bias=True)
     """
+    check_module("replace_head", model)
     check_int("replace_head", "num_classes", num_classes, 1)
     check_between("replace_head", "dropout", dropout, 0, 1)
     names = None if classes is None else _checked_classes(classes, num_classes)
@@ -186,7 +191,9 @@ def _features_of(module: nn.Module) -> _Features:
 
 
 def _checked_classes(classes: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    valid = not isinstance(classes, str) and all(isinstance(name, str) for name in classes)
+    # A set has no order, so it cannot say which output is which.
+    valid = isinstance(classes, Collection) and not isinstance(classes, (str, bytes, Set, Mapping))
+    valid = valid and all(isinstance(name, str) for name in classes)
     valid = valid and len(classes) == len(set(classes)) == num_classes
     wanted = f"{num_classes} different strings, one for each output"
     require(valid, "replace_head", "classes", wanted, classes)

@@ -9,6 +9,7 @@ from torch import nn
 
 from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.backbones.stages import stage_indices
+from transferkit.checks import check_module
 from transferkit.heads import find_head
 from transferkit.modes import is_held
 from transferkit.module_tree import find_module, has_parameters, named_children, named_parameters
@@ -79,7 +80,7 @@ def summary(model: nn.Module) -> Summary:
             otherwise the direct children of the model.
 
     Raises:
-        ArgumentError: A lazy module has not seen its first batch.
+        ArgumentError: The model is no module, or a lazy one that has not seen its first batch.
         SelectorError: The head that the spec names is gone.
 
     >>> from transferkit.freezing import freeze
@@ -91,6 +92,7 @@ def summary(model: nn.Module) -> Summary:
     -------------------------------------------
     total               58         18
     """
+    check_module("summary", model)
     places, stage_of = _stages(model)
     counts = {stage: [0, 0] for stage in places}
     seen: set[int] = set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
 
 from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.backbones.stages import stage_indices
-from transferkit.checks import check_non_negative, check_positive
+from transferkit.checks import check_module, check_non_negative, check_positive, require
 from transferkit.errors import ArgumentError
 from transferkit.freezing import select_parameters
 from transferkit.module_tree import named_parameters
@@ -73,6 +74,7 @@ def parameter_groups(
     >>> [(group["name"], group["lr"], len(group["params"])) for group in groups]
     [('backbone', 0.01, 2), ('head', 0.1, 2)]
     """
+    check_module("parameter_groups", model)
     check_positive("parameter_groups", "lr", lr)
     check_positive("parameter_groups", "layer_decay", layer_decay)
     check_non_negative("parameter_groups", "weight_decay", weight_decay)
@@ -93,7 +95,9 @@ def parameter_groups(
             continue
         in_head = not head.isdisjoint(names)
         stage = stages if in_head else max(stage_of[each] for each in names)
-        rate = (lr if head_lr is None else head_lr) if in_head else lr * layer_decay ** (stages - 1 - stage)
+        rate = (
+            (lr if head_lr is None else head_lr) if in_head else _decayed(lr, layer_decay, stages - 1 - stage)
+        )
         # With one learning rate the backbone is one group: an optimizer updates it in fewer calls.
         named_stages = layer_decay != 1 and spec is not None and spec.stages
         label = "head" if in_head else spec.stages[stage].name if spec and named_stages else "backbone"
@@ -114,6 +118,16 @@ def parameter_groups(
             "say which should with transferkit.freeze(model, except_=...) or transferkit.unfreeze(model)."
         )
     return [groups[key] for key in sorted(groups)]
+
+
+def _decayed(lr: float, layer_decay: float, steps: int) -> float:
+    try:
+        rate = lr * float(layer_decay) ** steps
+    except OverflowError:
+        rate = math.inf
+    finite = math.isfinite(rate)
+    require(finite, "parameter_groups", "layer_decay", "a factor that keeps each rate finite", layer_decay)
+    return rate
 
 
 def _is_undecayed(name: str, parameter: nn.Parameter) -> bool:

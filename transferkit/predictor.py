@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones.spec import spec_of
-from transferkit.checks import check_int, require
+from transferkit.checks import check_choice, check_int, require, warn_caller
 from transferkit.classification import logits_of
+from transferkit.datasets.base import listed
 from transferkit.datasets.scan import Scan
-from transferkit.errors import DataError
+from transferkit.errors import DataError, ImageDecodeError
 from transferkit.heads import class_names
 from transferkit.inference import FastForward, fast_model
+from transferkit.loading.checked import ON_ERROR, is_the_machines
+from transferkit.loading.decode import reason_of
 from transferkit.loading.image_pixels import pixels_of
 from transferkit.loading.normalize import normalized
 from transferkit.runtime import Execution, available_processors, given_execution
@@ -44,6 +48,8 @@ class Predictor:
         execution: How to run instead of the three before; see ``resolve_execution``.
         batch_size: Images that go through the model at once.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
+        on_error: What an image that cannot be decoded does: ``"raise"``, or ``"skip"`` to get an empty
+            list in place of labels, and a warning that names it.
 
     Raises:
         ArgumentError: The model has no spec, or an argument has a value that makes no sense.
@@ -65,12 +71,14 @@ class Predictor:
         execution: Execution | None = None,
         batch_size: int = 64,
         workers: int | None = None,
+        on_error: str = "raise",
     ) -> None:
         self.preprocessing = spec_of(model).preprocessing
         self.batch_size = check_int("Predictor", "batch_size", batch_size, 1)
         self.workers = (
             available_processors() if workers is None else check_int("Predictor", "workers", workers)
         )
+        self.on_error = check_choice("Predictor", "on_error", on_error, ON_ERROR)
         self.execution = given_execution(
             model, execution, owner="Predictor", device=device, precision=precision, compile=compile
         )
@@ -107,7 +115,7 @@ class Predictor:
             many a list of such lists. Scores are probabilities.
 
         Raises:
-            ImageDecodeError: A file is not an image; the message names it.
+            ImageDecodeError: A file is not an image, and ``on_error`` is ``"raise"``; the message names it.
             DataError: A path does not exist, or a folder holds no image.
         """
         many, sources = _sources(images)
@@ -120,22 +128,52 @@ class Predictor:
         Raises:
             DataError: There is no image in it.
         """
-        probabilities = self.probabilities(images)
+        probabilities, decoded = self._run(images)
         classes = self.classes or tuple(str(number) for number in range(probabilities.shape[1]))
-        return ranked(probabilities, classes, top_k=top_k)
+        found = iter(ranked(probabilities, classes, top_k=top_k))
+        return [next(found) if each else [] for each in decoded]
 
     def probabilities(self, images: Sequence[Any]) -> Tensor:
-        """Return the probability of each class: float32 ``[N, C]``, on the CPU."""
+        """Return the probability of each class: float32 ``[N, C]``, on the CPU.
+
+        The row of an image that is skipped holds NaN.
+
+        Raises:
+            DataError: There is no image, or all were skipped.
+        """
+        found, decoded = self._run(images)
+        if not len(found):
+            raise DataError("There is nothing to predict: no image can be decoded.")
+        rows = found.new_full((len(decoded), found.shape[1]), math.nan)
+        rows[torch.tensor(decoded)] = found
+        return rows
+
+    def _run(self, images: Sequence[Any]) -> tuple[Tensor, list[bool]]:
+        """Return the probabilities ``[n, C]`` of what can be decoded, and of each image whether it can."""
         if not len(images):
             raise DataError(_EMPTY)
         batches = [
             images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)
         ]
+        rows = [torch.empty(0, len(self.classes or ()))]
+        failures: list[tuple[int, ImageDecodeError]] = []
+        decoded: list[bool] = []
         with self.execution.arithmetic():
             forward = self._forward_for(len(images))
-            return torch.cat(
-                [logits_of(forward(self._prepared(batch))).float().softmax(dim=1).cpu() for batch in batches]
-            )
+            for batch in batches:
+                found = self._decode(batch)
+                pixels = [each for each in found if isinstance(each, Tensor)]
+                failures += [
+                    (len(decoded) + place, each)
+                    for place, each in enumerate(found)
+                    if not isinstance(each, Tensor)
+                ]
+                decoded += [isinstance(each, Tensor) for each in found]
+                if pixels:
+                    rows.append(logits_of(forward(self._prepared(pixels))).float().softmax(dim=1).cpu())
+        if failures:
+            _warn_of(failures, images)
+        return torch.cat(rows[1:] or rows), decoded
 
     def _forward_for(self, images: int) -> FastForward:
         """Return the model in the form that suits a number of images; one that took time to make is kept."""
@@ -149,12 +187,12 @@ class Predictor:
             self._fast, self._fast_of = forward, weights
         return forward
 
-    def _prepared(self, images: Sequence[Any]) -> Tensor:
-        pixels = torch.stack(self._decode(images)).to(self.execution.device)
+    def _prepared(self, images: Sequence[Tensor]) -> Tensor:
+        pixels = torch.stack(list(images)).to(self.execution.device)
         form = self.execution
         return normalized(pixels, self.preprocessing, dtype=form.dtype, channels_last=form.channels_last)
 
-    def _decode(self, images: Sequence[Any]) -> list[Tensor]:
+    def _decode(self, images: Sequence[Any]) -> list[Tensor | ImageDecodeError]:
         # A PIL image may read its file only now, which two threads must not do at once.
         apart = all(isinstance(image, (str, os.PathLike, bytes, np.ndarray)) for image in images)
         if apart and self.workers > 1 and len(images) > 1:
@@ -162,9 +200,23 @@ class Predictor:
                 return list(pool.map(self._decode_one, images))
         return [self._decode_one(image) for image in images]
 
-    def _decode_one(self, image: Any) -> Tensor:
+    def _decode_one(self, image: Any) -> Tensor | ImageDecodeError:
         name = str(image) if isinstance(image, (str, os.PathLike)) else ""
-        return pixels_of(image, self.preprocessing, name=name, decode=self.execution.decode)
+        try:
+            return pixels_of(image, self.preprocessing, name=name, decode=self.execution.decode)
+        except ImageDecodeError as error:
+            if self.on_error == "raise" or is_the_machines(error):
+                raise
+            return error
+
+
+def _warn_of(failures: Sequence[tuple[int, ImageDecodeError]], images: Sequence[Any]) -> None:
+    names = [
+        str(images[place]) if isinstance(images[place], (str, os.PathLike)) else f"image {place}"
+        for place, _ in failures
+    ]
+    reason = reason_of(failures[0][1].__cause__ or failures[0][1])
+    warn_caller(f"No labels for {listed(names, 'image')} that cannot be decoded (the first: {reason}).")
 
 
 def ranked(probabilities: npt.ArrayLike, classes: Sequence[str], *, top_k: int) -> list[Prediction]:
@@ -246,6 +298,8 @@ def _as_uint8(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def predictions_csv(paths: Sequence[str], predictions: Sequence[Prediction]) -> str:
     """Return predictions as a CSV table with the columns ``path,label,score,label_2,score_2,…``.
 
+    Where there is no prediction, label and score are empty.
+
     >>> print(predictions_csv(["a.jpg"], [[{"label": "ant", "score": 0.75}]]), end="")
     path,label,score
     a.jpg,ant,0.750000
@@ -257,5 +311,6 @@ def predictions_csv(paths: Sequence[str], predictions: Sequence[Prediction]) -> 
     writer.writerow(["path", "label", "score", *extra])
     for name, prediction in zip(paths, predictions, strict=True):
         cells = [cell for entry in prediction for cell in (entry["label"], f"{entry['score']:.6f}")]
-        writer.writerow([name, *cells])
+        # An image without labels has a row of the same length.
+        writer.writerow([name, *cells, *[""] * (2 + len(extra) - len(cells))])
     return text.getvalue()

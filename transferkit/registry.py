@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -11,6 +12,16 @@ from typing import Generic, TypeVar
 from transferkit.errors import ArgumentError, UnknownNameError
 
 F = TypeVar("F", bound=Callable[..., object])
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value as a sentence can hold it: in one line, and cut where it is long.
+
+    >>> shown("a" * 1000) == f"'{'a' * 199}…"
+    True
+    """
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -22,6 +33,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     'There are: resnet18, vgg16.'
     """
     known = sorted(names)
+    if not known:
+        return "There is none yet."
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
@@ -70,15 +83,24 @@ class Registry(Mapping[str, F], Generic[F]):
                 raise
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorate a factory. Raises ``ArgumentError`` if ``name`` is taken or empty."""
+        """Decorate a factory.
+
+        Raises:
+            ArgumentError: ``name`` is taken or empty, or what is decorated cannot be called.
+        """
         if not isinstance(name, str) or not name:
             raise ArgumentError(
-                f"The name of a {self._kind} must be a non-empty string. Got {name!r} instead."
+                f"The name of a {self._kind} must be a non-empty string. Got {shown(name)} instead."
             )
 
         self._load()
 
         def add(factory: F) -> F:
+            if not callable(factory):
+                raise ArgumentError(
+                    f"The {self._kind} {name!r} must be registered with a function. "
+                    f"Got {shown(factory)} instead."
+                )
             if name in self._factories:
                 raise ArgumentError(f"The {self._kind} {name!r} is already registered; choose another name.")
             self._factories[name] = factory
@@ -92,12 +114,12 @@ class Registry(Mapping[str, F], Generic[F]):
             return self._factories[name]
         except (KeyError, TypeError):
             raise UnknownNameError(
-                f"There is no {self._kind} {name!r}. {nearest(str(name), self._factories)}"
+                f"There is no {self._kind} {shown(name)}. {nearest(str(name), self._factories)}"
             ) from None
 
     def __contains__(self, name: object) -> bool:
         self._load()
-        return name in self._factories
+        return isinstance(name, str) and name in self._factories
 
     def __iter__(self) -> Iterator[str]:
         self._load()

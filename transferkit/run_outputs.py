@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
+from transferkit.augmentations import Augmentation
+from transferkit.backbones.spec import spec_of
 from transferkit.datasets.base import Part
-from transferkit.errors import MissingExtraError, OutputError
-from transferkit.evaluation.plots import plot_predictions
+from transferkit.errors import MissingExtraError, OutputError, TransferkitError
+from transferkit.evaluation.grad_cam import grad_cam
+from transferkit.evaluation.image_figures import (
+    plot_grad_cam,
+    plot_mistakes,
+    plot_predictions,
+    plot_training_images,
+)
+from transferkit.evaluation.plots import plot_reliability, samples_of
 from transferkit.evaluation.report import Report
 from transferkit.files import write_text
 from transferkit.loading.decode import decode
+from transferkit.loading.image_pixels import pixels_of
 from transferkit.predictor import Prediction, predictions_csv, ranked
+from transferkit.training.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GRID = 16
+_MAPS = 8
 
 
 def write_report(report: Report, part: Part, out: str | os.PathLike[str]) -> list[str]:
-    """Write ``report.json``, ``result.csv``, ``confusion_matrix.png`` and ``predictions.png``.
+    """Write ``report.json``, ``result.csv`` and the figures of an evaluation.
+
+    These are ``confusion_matrix.png``, ``reliability.png``, ``predictions.png`` and, if there are
+    mistakes, ``mistakes.png``.
 
     Args:
         report: Of the model on the part.
@@ -30,36 +49,116 @@ def write_report(report: Report, part: Part, out: str | os.PathLike[str]) -> lis
         out: The run directory.
 
     Returns:
-        A sentence for each file that was left out because matplotlib is not installed.
+        What was left out and why: a sentence if matplotlib is not installed.
     """
     out = Path(out)
     report.to_json(out / "report.json")
-    assert report.probabilities is not None  # only a report that was read from a file has none
-    predictions = ranked(report.probabilities, report.classes, top_k=1)
+    targets, predicted, probabilities = samples_of(report, "write_report", part)
+    predictions = ranked(probabilities, report.classes, top_k=1)
     write_text(out / "result.csv", predictions_csv(part.ids, predictions))
-    chosen = [round(place * (len(part) - 1) / (_GRID - 1)) for place in range(_GRID)]
-    chosen = sorted(set(chosen))
-    truths = [part.classes[part.targets[index]] for index in chosen]
+    chosen = _spread(len(part), _GRID)
+    truths = [report.classes[targets[index]] for index in chosen]
 
     def grid() -> Figure:
         return prediction_grid(
-            [part.source(index) for index in chosen], [predictions[index] for index in chosen], truths
+            [part.source(index) for index in chosen],
+            [predictions[index] for index in chosen],
+            truths,
+            title=f"Predictions on {len(chosen)} of {report.n} images of {report.split}",
         )
 
-    return [
-        *save_figure(out / "confusion_matrix.png", report.plot_confusion_matrix),
-        *save_figure(out / "predictions.png", grid),
-    ]
+    figures: dict[str, Callable[[], Figure]] = {
+        "confusion_matrix.png": report.plot_confusion_matrix,
+        "reliability.png": lambda: plot_reliability(report),
+        "predictions.png": grid,
+    }
+    if (predicted != targets).any():
+        figures["mistakes.png"] = lambda: plot_mistakes(report, part, most=_GRID)
+    return _save_all(out, figures)
+
+
+def write_figures(
+    out: str | os.PathLike[str],
+    model: nn.Module,
+    train: Part,
+    history: History,
+    *,
+    report: Report | None = None,
+    part: Part | None = None,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Write the figures of a training run: ``training_images.png``, ``history.png`` and ``grad_cam.png``.
+
+    Args:
+        out: The run directory.
+        model: As it was trained, with a spec.
+        train: What it was trained on.
+        history: Of the run.
+        report: Of the model on ``part``; without one there is no ``grad_cam.png``.
+        part: The images that were evaluated, in the report's order.
+        augmentation: How training images varied; ``None`` where they were plain.
+        seed: Of the run.
+
+    Returns:
+        What was left out and why: a sentence if matplotlib is not installed, one if the model has no
+        maps for Grad-CAM.
+    """
+    figures: dict[str, Callable[[], Figure]] = {
+        "training_images.png": lambda: plot_training_images(
+            train, spec_of(model).preprocessing, augmentation, seed=seed
+        ),
+        "history.png": history.plot,
+    }
+    if report is not None and part is not None:
+        figures["grad_cam.png"] = lambda: grad_cam_grid(model, report, part)
+    return _save_all(Path(out), figures)
+
+
+def grad_cam_grid(model: nn.Module, report: Report, part: Part, *, most: int = _MAPS) -> Figure:
+    """Return a figure of some evaluated images with their Grad-CAM maps for the predicted labels.
+
+    Args:
+        model: A model with a spec.
+        report: Of the model on the part.
+        part: The images that were evaluated, in the report's order.
+        most: How many images are drawn at most, spread over the part.
+
+    Raises:
+        ArgumentError: The model has no maps.
+        MissingExtraError: matplotlib is not installed.
+    """
+    targets, predicted, probabilities = samples_of(report, "grad_cam_grid", part)
+    chosen = _spread(report.n, most)
+    preprocessing = spec_of(model).preprocessing
+    pixels = torch.stack(
+        [pixels_of(part.source(index), preprocessing, name=part.ids[index]) for index in chosen]
+    )
+    parameter = next(model.parameters())
+    inputs = preprocessing.normalize(pixels).to(parameter.device, parameter.dtype)
+    maps = grad_cam(model, inputs, torch.from_numpy(predicted[chosen]))
+    return plot_grad_cam(
+        pixels,
+        maps,
+        [report.classes[index] for index in predicted[chosen]],
+        probabilities[chosen, predicted[chosen]].tolist(),
+        [report.classes[index] for index in targets[chosen]],
+        most=most,
+    )
 
 
 def prediction_grid(
-    sources: Sequence[Any], predictions: Sequence[Prediction], truths: Sequence[str] | None = None
+    sources: Sequence[Any],
+    predictions: Sequence[Prediction],
+    truths: Sequence[str] | None = None,
+    *,
+    title: str = "Predictions",
 ) -> Figure:
     """Return a figure of images with their best label and its score, and the truth where it is known."""
     images = [decode(source) for source in sources]
     labels = [prediction[0]["label"] for prediction in predictions]
     scores = [prediction[0]["score"] for prediction in predictions]
-    return plot_predictions(images, labels, scores, truths)
+    return plot_predictions(images, labels, scores, truths, title=title)
 
 
 def save_figure(path: Path, draw: Callable[[], Figure], *, required: bool = False) -> list[str]:
@@ -84,3 +183,29 @@ def save_figure(path: Path, draw: Callable[[], Figure], *, required: bool = Fals
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error
     return []
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return up to ``most`` positions, spread evenly, so that sorted classes are all seen."""
+    few = min(count, most)
+    return [round(place * (count - 1) / max(1, few - 1)) for place in range(few)]
+
+
+def _save_all(out: Path, figures: dict[str, Callable[[], Figure]]) -> list[str]:
+    """Draw and save figures; return what was left out, in one sentence if it is for want of matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return [
+            "The figures were left out: they need matplotlib, which is not installed; "
+            "install it with: pip install 'transferkit[plot]'"
+        ]
+    return [note for name, draw in figures.items() for note in _saved(out / name, draw)]
+
+
+def _saved(path: Path, draw: Callable[[], Figure]) -> Iterator[str]:
+    """Save a figure; a model of which one cannot be drawn is no reason to end a run that is trained."""
+    try:
+        yield from save_figure(path, draw)
+    except OutputError:
+        raise
+    except TransferkitError as error:
+        yield f"{path.name} was left out: {error}"

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from transferkit.checks import check_choice, check_int, require
+from transferkit.checks import check_choice, check_int, check_module, require
 from transferkit.errors import ArgumentError
+from transferkit.registry import shown
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,11 +63,13 @@ class Execution:
     decode: str = "fast"
 
     def __post_init__(self) -> None:
+        named = isinstance(self.device, str) and _parsed(self.device) is not None
+        require(named, "Execution", "device", "the name of a device", self.device)
+        require(isinstance(self.reason, str), "Execution", "reason", "a text", self.reason)
         check_choice("Execution", "precision", self.precision, PRECISIONS[1:])
         check_choice("Execution", "decode", self.decode, DECODINGS)
         check_int("Execution", "threads", self.threads, 1)
-        valid = isinstance(self.compile, bool) or self.compile == "auto"
-        require(valid, "Execution", "compile", "True, False or 'auto'", self.compile)
+        _check_compile("Execution", self.compile)
         for name in ("channels_last", "fold"):
             require(
                 isinstance(getattr(self, name), bool), "Execution", name, "True or False", getattr(self, name)
@@ -131,6 +134,11 @@ class Execution:
         return dataclasses.asdict(self)
 
 
+def _check_compile(owner: str, value: object) -> None:
+    valid = isinstance(value, bool) or (isinstance(value, str) and value == "auto")
+    require(valid, owner, "compile", "True, False or 'auto'", value)
+
+
 def _tf32_switches() -> list[Any]:
     """Return what decides whether CUDA shortens the factors of float32 products to TF32."""
     # torch's own annotations lack the second.
@@ -152,15 +160,22 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             if torch.cuda.is_available()
             else torch.device("cpu")
         )
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError):
-        resolved = None
+    resolved = _parsed(device)
     available = {"cpu": 1, "cuda": torch.cuda.device_count()}
     if resolved is None or (resolved.index or 0) >= available.get(resolved.type, 0):
         here = ", ".join(["'auto'", "'cpu'", *(f"'cuda:{number}'" for number in range(available["cuda"]))])
-        raise ArgumentError(f"The 'device' parameter must be one of {here}. Got {str(device)!r} instead.")
+        raise ArgumentError(f"The 'device' parameter must be one of {here}. Got {shown(device)} instead.")
     return resolved
+
+
+def _parsed(device: object) -> torch.device | None:
+    """Return the device of a name or number, here or not, or ``None`` if it is neither."""
+    if isinstance(device, bool):  # torch would take it for a number
+        return None
+    try:
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]  # what it cannot take, it says
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def bf16_unit(device: torch.device) -> str | None:
@@ -169,10 +184,10 @@ def bf16_unit(device: torch.device) -> str | None:
         major, minor = torch.cuda.get_device_capability(device)
         return f"compute capability {major}.{minor}" if major >= 8 else None
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    for feature, shown in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
+    for feature, title in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         private = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}[feature]
         if capabilities.get(feature, False) or getattr(torch.cpu, private, bool)():
-            return shown
+            return title
     return None
 
 
@@ -231,8 +246,10 @@ def resolve_execution(
     >>> resolve_execution(nn.Linear(2, 2), device="cpu", precision="fp32").reason
     'as asked'
     """
+    check_module("resolve_execution", model)
     check_choice("resolve_execution", "precision", precision, PRECISIONS)
     check_choice("resolve_execution", "decode", decode, DECODINGS)
+    _check_compile("resolve_execution", compile)
     resolved = resolve_device(device)
     reason = "as asked"
     if precision == "auto":
@@ -267,6 +284,7 @@ def given_execution(
     Raises:
         ArgumentError: Both were given, or the device is not there.
     """
+    check_module(owner, model)
     if execution is None:
         return resolve_execution(model, device=device, precision=precision, compile=compile)
     valid = isinstance(execution, Execution)

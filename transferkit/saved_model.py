@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from transferkit.backbones.preprocessing import Preprocessing
-from transferkit.backbones.spec import BackboneSpec, Stage, set_spec, spec_of, unwrapped
+from transferkit.backbones.record import spec_from_dict
+from transferkit.backbones.record import spec_to_dict as spec_to_dict
+from transferkit.backbones.registry import BACKBONES
+from transferkit.backbones.spec import BackboneSpec, set_spec, spec_of, unwrapped
 from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
     CheckpointError,
     TransferkitError,
+    UnknownNameError,
     WeightsMismatchError,
 )
-from transferkit.files import write_text, write_whole
 from transferkit.heads import class_names, head_module, head_out_features, replace_head
-
-_FORMAT = 1
-_RECORD = "model.json"
-_WEIGHTS = "weights.safetensors"
-
-
-def spec_to_dict(spec: BackboneSpec) -> dict[str, Any]:
-    """Return a spec as values that JSON can hold."""
-    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    fields["preprocessing"] = spec.preprocessing.to_dict()
-    fields["stages"] = [[stage.name, list(stage.members)] for stage in spec.stages]
-    fields["classes"] = None if spec.classes is None else list(spec.classes)
-    fields["builder_kwargs"] = dict(spec.builder_kwargs)
-    return fields
-
-
-def spec_from_dict(fields: dict[str, Any]) -> BackboneSpec:
-    """Build a spec from what ``spec_to_dict`` returned."""
-    known = {field.name for field in dataclasses.fields(BackboneSpec)}
-    values = {name: value for name, value in fields.items() if name in known}
-    values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-    values["stages"] = tuple(Stage(name, tuple(members)) for name, members in values["stages"])
-    values["classes"] = None if values["classes"] is None else tuple(values["classes"])
-    return BackboneSpec(**values)
+from transferkit.loading.model_folder import (
+    RECORD,
+    ModelRecord,
+    find_model,
+    read_record,
+    weights_of,
+    write_model,
+)
+from transferkit.loading.tensor_files import read_tensors, tensors_in
+from transferkit.loading.wording import first_line
+from transferkit.module_tree import find_module
+from transferkit.registry import shown
 
 
 def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write a model with a spec to a folder, as ``weights.safetensors`` and ``model.json``.
+
+    Whatever goes wrong meanwhile, the folder holds the model that it held before, or this one.
 
     Args:
         model: A model with a spec; nothing of it changes.
@@ -62,15 +58,35 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         ArgumentError: The model has no spec.
         OutputError: The folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder).expanduser()
     model = unwrapped(model)
     spec = spec_of(model)
     outputs = head_out_features(head_module(model))
-    spec = dataclasses.replace(spec, classes=class_names(model), num_classes=outputs or spec.num_classes)
-    # safetensors refuses views, and one tensor under two names: each is written once, contiguous.
-    tensors: dict[str, torch.Tensor] = {}
+    classes = class_names(model)
+    count = outputs or (len(classes) if classes else spec.num_classes)
+    spec = dataclasses.replace(spec, classes=classes, num_classes=count)
+    tensors, aliases = _tensors_of(model)
+    try:
+        written = json.loads(json.dumps(spec_to_dict(spec), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The builder arguments of this {spec.name!r} must be numbers, texts, lists or dicts to be saved "
+            f"in {RECORD}: {error}. Save its state_dict() instead."
+        ) from error
+    try:
+        again = spec_from_dict(written)
+    except ValueError as error:
+        raise ArgumentError(f"This {spec.name!r} cannot be saved: {error}.") from error
+    write_model(folder, tensors, written, aliases=aliases, rebuildable=_is_as_its_spec_says(model, again))
+    return folder
+
+
+def _tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return copies of a model's tensors, and for each name of one that has several the one it is under.
+
+    safetensors refuses views, and one tensor under two names: each is written once, contiguous.
+    """
+    tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
@@ -80,22 +96,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         else:
             seen[key] = name
             tensors[name] = value.detach().cpu().contiguous().clone()
-    record = {
-        "format": _FORMAT,
-        "spec": spec_to_dict(spec),
-        "aliases": aliases,
-        "rebuildable": _is_as_its_spec_says(model, spec),
-    }
-    try:
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        raise ArgumentError(
-            f"The builder arguments of this {spec.name!r} must be numbers, texts, lists or dicts to be saved "
-            f"in {_RECORD}: {error}. Save its state_dict() instead."
-        ) from error
-    write_whole(folder / _WEIGHTS, lambda path: save_file(tensors, path))
-    write_text(folder / _RECORD, text)
-    return folder
+    return tensors, aliases
 
 
 def _build(spec: BackboneSpec) -> nn.Module:
@@ -121,12 +122,15 @@ def _is_as_its_spec_says(model: nn.Module, spec: BackboneSpec) -> bool:
     try:
         with torch.device("meta"):
             return repr(_build(spec)) == repr(model)
-    except (TransferkitError, NotImplementedError):
+    except (TransferkitError, RuntimeError):  # not every architecture can be built without numbers
         return False
 
 
 def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn.Module:
     """Rebuild a model from the folder that ``save_model`` wrote.
+
+    The folder may come from anyone: nothing in it is run, only a registered backbone is built, and
+    what the files ask for is compared with what they hold before memory is taken.
 
     Args:
         folder: Holds ``weights.safetensors`` and ``model.json``; a run directory is understood too.
@@ -137,44 +141,123 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
         The model in inference mode, on the CPU.
 
     Raises:
-        CheckpointError: There is no model there.
-        CheckpointCorruptError: A file is damaged.
-        WeightsMismatchError: ``into`` has other keys or shapes.
+        ArgumentError: The model cannot be built from its record, and ``into`` is not given.
+        CheckpointError: There is no model there, it cannot be read, or it is of a backbone that is not
+            registered here.
+        CheckpointCorruptError: A file is damaged, or does not belong to the other.
+        WeightsMismatchError: ``into`` has other keys, shapes or types.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    folder = find_model(Path(folder).expanduser())
+    record = read_record(folder)
+    if into is None and not record.rebuildable:
+        raise ArgumentError(
+            f"{folder} holds a model or head that transferkit cannot build; "
+            "build it and pass it as load_model(folder, into=model)."
+        )
+    path, identity = weights_of(folder, record)
+    try:
+        held = _with_aliases(tensors_in(path), record, folder)
+        if into is None:
+            _check_fits(held, _widened(_build_without_memory(record.spec, len(held), folder), held), folder)
+            into = _widened(_build(record.spec), held)
+        _check_fits(held, into, folder)
+        state = _with_aliases(read_tensors(path), record, folder)
+        if not os.path.samestat(identity, path.stat()):
+            raise CheckpointError(f"{path} was replaced while it was read; load it again.")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    # The model's own state dict carries the version of each module, which a plain dict lacks.
+    for name, value in into.state_dict().items():
+        value.copy_(state[name])
+    set_spec(into, record.spec)
+    return into.eval()
 
-    folder = Path(folder).expanduser()
-    if not (folder / _RECORD).is_file() and (folder / "model" / _RECORD).is_file():
-        folder = folder / "model"
-    if not (folder / _RECORD).is_file() or not (folder / _WEIGHTS).is_file():
-        raise CheckpointError(f"There is no model in {folder}; {_RECORD} and {_WEIGHTS} are needed.")
-    try:
-        record = json.loads((folder / _RECORD).read_text("utf-8", errors="surrogateescape"))
-        spec = spec_from_dict(record["spec"])
-        aliases = dict(record["aliases"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointCorruptError(f"{folder / _RECORD} is damaged: {error}.") from error
-    try:
-        state = load_file(folder / _WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointCorruptError(f"{folder / _WEIGHTS} is damaged: {error}.") from error
-    state |= {name: state[source] for name, source in aliases.items() if source in state}
-    if into is None:
-        if not record.get("rebuildable", True):
-            raise ArgumentError(
-                f"{folder} holds a model or head that transferkit cannot build; "
-                "build it and pass it as load_model(folder, into=model)."
+
+def _widened(model: nn.Module, held: Mapping[str, Tensor]) -> nn.Module:
+    """Make a model hold 64-bit numbers where a file has them; others fit in the 32 bits that it has."""
+    return model.double() if any(tensor.dtype == torch.float64 for tensor in held.values()) else model
+
+
+def _with_aliases(tensors: Mapping[str, Tensor], record: ModelRecord, folder: Path) -> dict[str, Tensor]:
+    for name, source in record.aliases.items():
+        if name in tensors or source not in tensors:
+            raise CheckpointCorruptError(
+                f"{folder / RECORD} is damaged: it gives {shown(name)} the weights of {shown(source)}."
             )
-        into = _build(spec)
-    own = into.state_dict()
-    wrong = sorted(set(own) ^ set(state)) + [
-        name for name in own if name in state and own[name].shape != state[name].shape
+    return {**tensors, **{name: tensors[source] for name, source in record.aliases.items()}}
+
+
+def _build_without_memory(spec: BackboneSpec, tensors: int, folder: Path) -> nn.Module:
+    """Build the architecture of which a spec tells on the device ``"meta"``, where it holds no numbers.
+
+    Args:
+        spec: From a file.
+        tensors: How many the file of weights has.
+        folder: Where the spec is from, for messages.
+
+    Raises:
+        CheckpointError: The backbone is not registered.
+        CheckpointCorruptError: It cannot be built like this.
+    """
+    path = folder / RECORD
+    try:
+        BACKBONES[spec.name]
+    except UnknownNameError as error:
+        raise CheckpointError(
+            f"{path} is of a backbone that is not registered here; import what registers it first. {error}"
+        ) from error
+    try:
+        # Twice, because a new head takes the place of another.
+        with torch.device("meta"), _at_most(2 * tensors + 1000):
+            model = _build(spec)
+    except Exception as error:  # arguments that make no sense can fail in any way
+        if isinstance(error, TransferkitError) and not isinstance(error, ArgumentError):
+            raise
+        reason = first_line(error)
+        raise CheckpointCorruptError(
+            f"{path} is damaged: the {spec.name!r} in it cannot be built ({reason})."
+        ) from error
+    for module in (spec.head, *(member for stage in spec.stages for member in stage.members)):
+        if find_module(model, module) is None:
+            raise CheckpointCorruptError(f"{path} is damaged: a {spec.name!r} has no module {shown(module)}.")
+    return model
+
+
+@contextlib.contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Raise ``ValueError`` where this thread makes more parameters: a file can ask for layers without end."""
+    made, builder = 0, threading.get_ident()
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += threading.get_ident() == builder
+        if made > parameters:
+            raise ValueError("it would have more layers than there are weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_fits(held: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:
+    """Raise ``WeightsMismatchError`` unless a model takes all the tensors of a file without loss."""
+    own = model.state_dict()
+    wrong = sorted(held.keys() ^ own.keys()) + [
+        name
+        for name, tensor in own.items()
+        if name in held and (tensor.shape != held[name].shape or not _takes(tensor.dtype, held[name].dtype))
     ]
     if wrong:
-        raise WeightsMismatchError(f"The weights in {folder} do not fit the model, first at {wrong[0]!r}.")
-    # The model's own state dict carries the version of each module, which a plain dict lacks.
-    for name, value in own.items():
-        value.copy_(state[name])
-    set_spec(into, spec)
-    return into.eval()
+        raise WeightsMismatchError(
+            f"The weights in {folder} do not fit the model, first at {shown(wrong[0])}."
+        )
+
+
+def _takes(own: torch.dtype, held: torch.dtype) -> bool:
+    """Whether numbers of the one type can hold those of the other without loss."""
+    if own == held:
+        return True
+    floats = own.is_floating_point and held.is_floating_point
+    return floats and torch.finfo(held).bits < torch.finfo(own).bits

@@ -37,6 +37,19 @@ def test_class_folders(lay_out: LayOut) -> None:
     assert part.targets.tolist() == [0, 0, 1, 1]
 
 
+def test_the_class_is_the_folder_below_the_part_however_deep_an_image_lies(lay_out: LayOut) -> None:
+    root = lay_out(
+        "train/dogs/poodle/1.jpg", "train/dogs/2.jpg", "train/cats/a/b/3.jpg", "val/dogs/pug/4.jpg"
+    )
+    contents = read_folder(root)
+    assert labels(contents.parts["train"]) == {
+        "train/dogs/poodle/1.jpg": "dogs",
+        "train/dogs/2.jpg": "dogs",
+        "train/cats/a/b/3.jpg": "cats",
+    }
+    assert labels(contents.parts["val"]) == {"val/dogs/pug/4.jpg": "dogs"}
+
+
 def test_order_does_not_come_from_the_file_system(lay_out: LayOut, monkeypatch: pytest.MonkeyPatch) -> None:
     root = lay_out(*(f"{name}/{index}.jpg" for name in "cab" for index in range(9)))
     ids = read_folder(root).parts["train"].ids

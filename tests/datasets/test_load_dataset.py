@@ -200,7 +200,7 @@ def test_arrays_are_split_and_restored() -> None:
         restore_splits((pixels, [1, 0] * 20), splits.record)
     with pytest.raises(ArgumentError, match="arrays: got an unexpected keyword argument 'clases'"):
         load_dataset(data, clases=["even", "odd"])
-    with pytest.raises(ArgumentError, match="no label_from for arrays"):
+    with pytest.raises(ArgumentError, match="'label_from' parameter of load_dataset must be None for arrays"):
         load_dataset(data, label_from="(.)")
 
 

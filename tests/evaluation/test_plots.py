@@ -1,4 +1,4 @@
-"""What stands in the pictures."""
+"""What stands in the charts of a report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from transferkit.errors import ArgumentError, DataError
-from transferkit.evaluation.plots import plot_confusion_matrix, plot_predictions
+from transferkit.errors import ArgumentError
+from transferkit.evaluation.plots import most_confused, plot_confusion_matrix, plot_reliability
 from transferkit.evaluation.report import Report
 
-matplotlib = pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib", reason="the figures need matplotlib")
 
 
 def report_of(classes: int, names: list[str] | None = None) -> Report:
@@ -25,17 +25,29 @@ def report_of(classes: int, names: list[str] | None = None) -> Report:
     return Report.from_logits(logits, targets, names or [f"name {index}" for index in range(classes)])
 
 
+def report_with(matrix: list[list[int]], names: list[str] | None = None) -> Report:
+    """A report with a given confusion matrix."""
+    pairs = [(row, column) for (row, column), count in np.ndenumerate(matrix) for _ in range(count)]
+    targets, predictions = np.array(pairs).T
+    logits = 3.0 * np.eye(len(matrix))[predictions]
+    return Report.from_logits(logits, targets, names or [f"name {index}" for index in range(len(matrix))])
+
+
 def png(figure: object) -> Image.Image:
     buffer = BytesIO()
     figure.savefig(buffer, dpi=40)
     return Image.open(buffer)
 
 
+def texts_of(axes: object) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
 @pytest.mark.parametrize("classes", [1, 2, 10, 200])
 def test_a_confusion_matrix_is_drawn_at_a_bounded_size(classes: int) -> None:
     report = report_of(classes)
     figure = report.plot_confusion_matrix()
-    assert max(png(figure).size) < 14 * 40
+    assert max(png(figure).size) < 16 * 40
     axes = figure.axes[0]
     shares = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(shares, report.confusion_matrix / 3)
@@ -58,6 +70,29 @@ def test_numbers_stand_in_the_cells_of_few_classes_only() -> None:
     assert not plot_confusion_matrix(report_of(30)).axes[0].texts
 
 
+def test_the_most_confused_pairs_come_first() -> None:
+    report = report_with([[5, 3, 0], [0, 9, 1], [1, 0, 1]])
+    pairs = [(pair.truth, pair.predicted, pair.images, pair.share) for pair in most_confused(report)]
+    # Of the two pairs that have one image each, the larger share comes first.
+    assert pairs == [(0, 1, 3, 0.375), (2, 0, 1, 0.5), (1, 2, 1, 0.1)]
+    assert len(most_confused(report, 2)) == 2
+    assert most_confused(report_with([[2, 0], [0, 2]])) == []
+    with pytest.raises(ArgumentError, match="'most' parameter of most_confused must be an int of at least 1"):
+        most_confused(report, 0)
+
+
+def test_many_classes_have_their_confusions_listed_beside() -> None:
+    matrix = 4 * np.eye(30, dtype=int)
+    matrix[3, 7], matrix[12, 2] = 6, 1
+    figure = plot_confusion_matrix(report_with(matrix.tolist()))
+    png(figure)
+    listed = texts_of(figure.axes[-1])
+    assert listed == ["name 3 → name 7", " 6 of 10", "name 12 → name 2", " 1 of 5"]
+    assert [bar.get_width() for bar in figure.axes[-1].patches] == [0.6, 0.2]
+    # Without a mistake there is nothing to list: matrix and color bar alone.
+    assert len(plot_confusion_matrix(report_with(np.eye(30, dtype=int).tolist())).axes) == 2
+
+
 def test_a_class_without_images_is_left_blank() -> None:
     report = Report.from_logits(torch.eye(3)[:2], torch.tensor([0, 1]), ["a", "b", "c"])
     figure = plot_confusion_matrix(report)
@@ -72,54 +107,42 @@ def test_names_are_drawn_as_they_are() -> None:
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert shown[:2] == odd[:2]
     assert len(shown[2]) == 24
-    image = np.zeros((8, 8, 3), dtype=np.uint8)
-    png(plot_predictions([image], [odd[0]], [0.5], [odd[1]]))
+    many = report_of(30, [f"$x_{{{number}" for number in range(30)])
+    png(plot_confusion_matrix(many))
 
 
-def test_predictions_say_right_and_wrong_in_words_and_lines() -> None:
-    images = [
-        Image.new("L", (300, 500)),
-        np.zeros((9, 8, 3), dtype=np.uint8),
-        torch.zeros(3, 8, 8, dtype=torch.uint8),
-    ]
-    figure = plot_predictions(images, ["ant", "bee", "ant"], [0.97, 0.61, 0.5], ["ant", "ant", None])
-    right, wrong, unknown = figure.axes[:3]
-    assert right.get_title() == "✓ ant 97%"
-    assert wrong.get_title() == "✗ bee 61%\ntruth: ant"
-    assert unknown.get_title() == "ant 50%"
-    assert right.spines["left"].get_linestyle() != wrong.spines["left"].get_linestyle()
+def test_a_reliability_diagram_has_accuracy_counts_and_error_of_each_bin() -> None:
+    # Two of three right at a probability of 0.7, one of one at 0.9.
+    probabilities = torch.tensor([[0.7, 0.3], [0.7, 0.3], [0.3, 0.7], [0.1, 0.9]])
+    report = Report.from_logits(probabilities.log(), torch.tensor([0, 1, 1, 1]), ["ant", "bee"])
+    figure = plot_reliability(report)
     png(figure)
+    upper, lower = figure.axes
+    bars = {round(bar.get_x() + bar.get_width() / 2, 4): bar.get_height() for bar in upper.patches}
+    # Of 15 bins, the eleventh ends at 11 / 15 and the fourteenth at 14 / 15.
+    assert bars == pytest.approx({0.7: 2 / 3, 0.9: 1.0})
+    assert sum(bar.get_height() for bar in lower.patches) == 4
+    assert texts_of(lower) == ["3", "1"]
+    by_hand = (3 * abs(2 / 3 - 0.7) + 1 * abs(1 - 0.9)) / 4
+    assert f"calibration error {by_hand:.1%}" in upper.get_title()
+    assert "mean probability 75.0%" in upper.get_title()
 
 
-@pytest.mark.parametrize(("count", "most", "drawn"), [(1, 36, 1), (5, 36, 5), (50, 36, 36), (7, 4, 4)])
-def test_a_grid_draws_the_first_images(count: int, most: int, drawn: int) -> None:
-    images = [np.full((4, 4, 3), index, dtype=np.uint8) for index in range(count)]
-    figure = plot_predictions(images, ["x"] * count, [1.0] * count, most=most)
-    shown = [np.asarray(axes.images[0].get_array())[0, 0, 0] for axes in figure.axes if axes.images]
-    assert shown == list(range(drawn))
-    assert (figure.get_suptitle() == f"the first {drawn} of {count} images") == (drawn < count)
-
-
-def test_a_grid_leaves_the_images_as_they_are() -> None:
-    image = Image.new("RGB", (600, 400))
-    plot_predictions([image], ["x"], [1.0])
-    assert image.size == (600, 400)
-
-
-def test_wrong_arguments() -> None:
-    with pytest.raises(DataError, match="no images were given"):
-        plot_predictions([], [], [])
-    image = np.zeros((4, 4, 3), dtype=np.uint8)
-    with pytest.raises(ArgumentError, match="'scores' parameter of plot_predictions must be of length 1"):
-        plot_predictions([image], ["x"], [])
-    with pytest.raises(ArgumentError, match="'images' parameter"):
-        plot_predictions([torch.zeros(3, 4, 4)], ["x"], [1.0])
+def test_a_reliability_diagram_needs_the_samples() -> None:
+    report = Report.from_dict(report_of(2).to_dict())
+    with pytest.raises(
+        ArgumentError, match="'report' parameter of plot_reliability must be a report with its"
+    ):
+        plot_reliability(report)
+    png(plot_reliability(Report.from_dict(report_of(2).to_dict(samples=True))))
 
 
 def test_no_plot_touches_pyplot() -> None:
     code = (
-        "import sys, torch; from transferkit.evaluation.report import Report;"
-        "Report.from_logits(torch.eye(2), torch.tensor([0, 1]), ['a', 'b']).plot_confusion_matrix();"
+        "import sys, torch; from transferkit.evaluation.report import Report\n"
+        "from transferkit.evaluation.plots import plot_confusion_matrix, plot_reliability\n"
+        "report = Report.from_logits(torch.eye(2), torch.tensor([0, 1]), ['a', 'b'])\n"
+        "plot_confusion_matrix(report), plot_reliability(report)\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,6 +21,7 @@ from transferkit.errors import (
 )
 from transferkit.evaluation.metrics import expected_calibration_error, wilson_interval
 from transferkit.evaluation.report import Report
+from transferkit.loading.checked import Skipped
 
 
 def scored(count: int, classes: int, *, absent: tuple[int, ...] = ()) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,14 +131,15 @@ def test_logits_of_half_precision_lists_and_a_single_class() -> None:
 
 def test_the_text_says_split_interval_selection_and_what_was_left_out() -> None:
     logits, targets = scored(20, 7)
-    text = str(Report.from_logits(logits, targets, names(7), split="val", selected=True, skipped=["x.jpg"]))
+    skipped = [Skipped("x.jpg", "photos/x.jpg", "it is empty")]
+    text = str(Report.from_logits(logits, targets, names(7), split="val", selected=True, skipped=skipped))
     head = text.splitlines()
     assert head[0] == "val: 20 images, 7 classes"
     assert "95% interval" in head[1]
     assert "top-5" in head[1]
     assert "calibration error" in head[2]
     assert "Weights were selected on this split, so its accuracy is optimistic." in head
-    assert "Left out, because they could not be decoded: 1 (x.jpg)." in head
+    assert "Left out, because they cannot be decoded: 1 image ('x.jpg')." in head
     for selected in (False, None):
         text = str(Report.from_logits(logits, targets, names(7), selected=selected))
         assert "optimistic" not in text
@@ -153,7 +155,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
         split="val",
         selected=False,
         ids=[f"{index}.jpg" for index in range(40)],
-        skipped=("broken.jpg",),
+        skipped=[Skipped("broken.jpg", "photos/broken.jpg", "it is empty")],
     )
     path = tmp_path / "new folder" / "report.json"
     text = report.to_json(path)
@@ -163,6 +165,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     again = Report.from_json(path)
     assert again.to_dict() == report.to_dict()
     assert str(again) == str(report)
+    assert again.skipped == (Skipped("broken.jpg", "photos/broken.jpg", "it is empty"),)
     assert again.predictions is None
     assert again.probabilities is None
     assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
@@ -188,6 +191,15 @@ def test_json_holds_what_a_reader_looks_for() -> None:
         "support": 1,
     }
     assert fields["confusion_matrix"] == [[1, 0], [0, 1]]
+
+
+def test_what_was_left_out_is_read_in_its_own_form_alone(tmp_path: Path) -> None:
+    report = Report.from_logits(torch.eye(2), torch.tensor([0, 1]), ["ant", "bee"])
+    path = tmp_path / "report.json"
+    for wrong in (["x.jpg"], [{"id": "x.jpg"}], 3):
+        path.write_text(json.dumps(report.to_dict() | {"skipped": wrong}))
+        with pytest.raises(CheckpointCorruptError, match=r"report\.json does not hold a report"):
+            Report.from_json(path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"split": 3', "null"])

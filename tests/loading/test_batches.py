@@ -7,12 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 import transferkit as tk
 from transferkit.augmentations import augmentation
-from transferkit.errors import DataError
-from transferkit.loading.batches import ImageBatches, LoaderBatches, TensorBatches, batch_slices
+from transferkit.loading.batches import ImageBatches, TensorBatches, batch_slices
 from transferkit.loading.pixels import Pixels
 
 PREPROCESSING = tk.Preprocessing(size=16)
@@ -109,25 +107,3 @@ def test_a_visit_sees_the_images_asked_for_as_in_an_epoch(part, device):
     assert np.concatenate([batch.indices for batch in batches]).tolist() == positions.tolist()
     assert torch.equal(torch.cat([batch.inputs for batch in batches]), inputs[positions])
     assert torch.cat([batch.targets for batch in batches]).tolist() == part.targets[positions].tolist()
-
-
-def test_a_users_loader_is_taken_as_it_is(device):
-    inputs = torch.randn(10, 3, 4, 4)
-    loader = DataLoader(TensorDataset(inputs, torch.arange(10) % 2), batch_size=4)
-    source = LoaderBatches(loader, device=device)
-    batches = list(source.epoch(0))
-    assert len(source) == 3
-    assert source.samples() == 10
-    torch.testing.assert_close(torch.cat([batch.inputs for batch in batches]).cpu(), inputs)
-
-
-def test_a_loader_of_raw_pixels_is_refused(device):
-    raw = TensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4))
-    loader = DataLoader(raw, batch_size=2)
-    with pytest.raises(DataError, match="must yield float images that are ready for the model"):
-        next(LoaderBatches(loader, device=device).epoch(0))
-
-
-def test_a_generator_without_length_is_refused(device):
-    with pytest.raises(DataError, match="A loader must have a length"):
-        len(LoaderBatches((pair for pair in []), device=device))

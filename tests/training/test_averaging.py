@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import signal
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 import transferkit as tk
 from transferkit.seeding import stream
+from transferkit.training import loop
 from transferkit.training.averaging import AveragedWeights
+from transferkit.training.loop import validate
 
 QUIET = {"progress": False, "precision": "fp32"}
 
@@ -139,3 +142,35 @@ def test_the_head_is_averaged_on_stored_features_and_the_next_phase_begins_there
     tk.Trainer(model, recipe=phases, batch_size=8, callbacks=[Watch()], **QUIET).fit(tiny_part(24))
     assert "stored outputs" in starts[0][0]
     assert all(torch.equal(starts[1][1][name], value) for name, value in ends[1].items())
+
+
+def test_a_signal_while_averages_are_validated_loses_nothing(tiny_model, tiny_part, tmp_path, monkeypatch):
+    part, val = tiny_part(24), tiny_part(12, seed=1, name="val")
+
+    def run(name, resume=False):
+        model = tiny_model()
+        checkpoints = tk.Checkpoints(seconds=None, steps=1000)
+        trainer = tk.Trainer(
+            model, recipe=PHASE, batch_size=8, run_dir=tmp_path / name, checkpoints=checkpoints, **QUIET
+        )
+        history = trainer.fit(part, val, resume=resume)
+        rows = [(row["train_loss"], row["val_loss"], row["best"]) for row in history]
+        return rows, {key: value.clone() for key, value in model.state_dict().items()}
+
+    expected = run("whole")
+    calls = []
+
+    def interrupted(tools):
+        calls.append(tools)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return validate(tools)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="The run was saved in"):
+            run("run")
+    rows, state = run("run", resume=True)
+    assert len(calls) == 2
+    assert rows == expected[0]
+    assert all(torch.equal(value, state[name]) for name, value in expected[1].items())

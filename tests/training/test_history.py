@@ -67,8 +67,8 @@ def test_a_fitted_head_is_a_point_of_its_own(history):
     figure.draw_without_rendering()
     axes = figure.axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == [0, 1, 2, 3]
-    name = axes.xaxis.get_major_formatter()
-    assert [name(place, None) for place in range(4)] == ["fit", "1", "2", "fit"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["fit", "1", "2", "fit"]
+    assert [text.get_text() for text in axes.texts] == ["head", "head", "layer4, head"]
 
 
 def test_a_history_without_rows_or_validation_is_drawn_too(history):

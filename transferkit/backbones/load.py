@@ -51,7 +51,8 @@ def load_backbone(
         device: Where the model goes, such as ``"cuda"``; ``None`` leaves it on the CPU. Random
             numbers are drawn on the CPU, so that a seed gives the same weights everywhere.
         builder_kwargs: Passed to the builder of the architecture. Inception and GoogLeNet have
-            no auxiliary classifiers unless ``aux_logits=True``; with weights, from a file too,
+            no auxiliary classifiers unless ``aux_logits=True``; then they return a record in
+            training mode, whose losses ``train_step`` adds up. With weights, from a file too,
             their ``transform_input`` is ``True`` unless given, as torchvision's weights need it.
 
     Returns:

@@ -8,13 +8,34 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from transferkit.backbones.other_tasks import other_task
 from transferkit.backbones.spec import BackboneSpec
+from transferkit.errors import UnknownNameError
 from transferkit.registry import Registry
 
 BackboneFactory = Callable[..., tuple[nn.Module, BackboneSpec]]
 """``factory(*, weights, num_classes, image_size, **builder_kwargs) -> (module, spec)``."""
 
-BACKBONES: Registry[BackboneFactory] = Registry(
+
+class _Backbones(Registry[BackboneFactory]):
+    """Says what a model of torchvision's is for where it is no classifier of images."""
+
+    def __getitem__(self, name: str) -> BackboneFactory:
+        try:
+            return super().__getitem__(name)
+        except UnknownNameError:
+            task = other_task(name)
+            if task is None:
+                raise
+            plain = name.removeprefix("quantized_")
+            hint = f", such as {plain!r}" if plain in self else ""
+            raise UnknownNameError(
+                f"There is no backbone {name!r}: torchvision's model of that name {task}, and transferkit "
+                f"offers models that classify images{hint}."
+            ) from None
+
+
+BACKBONES = _Backbones(
     "backbone", sources=("transferkit.backbones.torchvision", "transferkit.backbones.embedded")
 )
 

@@ -41,6 +41,7 @@ class BackboneSpec:
         head_kind: ``"original"``, ``"linear"``, ``"mlp"`` or ``"custom"``.
         head_dropout: Probability of dropout before the head's last layer.
         selected_on: Fingerprint of the part on which the weights were selected, if they were.
+        auxiliary_heads: Paths of the layers that give the logits of auxiliary classifiers.
     """
 
     name: str
@@ -54,6 +55,10 @@ class BackboneSpec:
     head_kind: str = "original"
     head_dropout: float = 0.0
     selected_on: str | None = None
+    auxiliary_heads: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "auxiliary_heads", tuple(self.auxiliary_heads))  # JSON has lists
 
 
 def find_spec(model: nn.Module) -> BackboneSpec | None:

@@ -24,6 +24,7 @@ from transferkit.backbones.torchvision_families import FAMILIES, Family
 from transferkit.checks import check_choice, check_int, require
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DownloadError, OutputError
 from transferkit.loading.weights import load_weights
+from transferkit.module_tree import find_module
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class TorchvisionFactory:
             num_classes=outputs,
             weights=None if entry is None else entry.name,
             builder_kwargs=arguments,
+            auxiliary_heads=tuple(path for path in family.auxiliary_heads if find_module(module, path)),
         )
 
     @property
@@ -123,7 +125,8 @@ class TorchvisionFactory:
         if multiple > 1:
             below = max(smallest, size // multiple * multiple)
             wanted = f"a multiple of {multiple}, such as {below} or {below + multiple},"
-        require(valid, "load_backbone", "image_size", f"{wanted} for {self.name!r}", size)
+        model = f"{self.name!r} with aux_logits=True" if auxiliary else repr(self.name)
+        require(valid, "load_backbone", "image_size", f"{wanted} for {model}", size)
 
     def _size_arguments(self, size: int) -> dict[str, Any]:
         if self.family.size_argument is None:

@@ -30,6 +30,7 @@ class Family:
         size_is_pair: Whether that argument is ``[height, width]``.
         positions: Whether there is one position embedding for each patch.
         auxiliary: Paths of the auxiliary classifiers.
+        auxiliary_heads: Paths of the layers that give their logits.
         arguments: Builder arguments that differ from torchvision's defaults.
         pretrained_arguments: Builder arguments that apply besides where weights are loaded.
         renames: Pattern and replacement for keys of torchvision's files.
@@ -44,6 +45,7 @@ class Family:
     size_is_pair: bool = False
     positions: bool = False
     auxiliary: tuple[str, ...] = ()
+    auxiliary_heads: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrained_arguments: Mapping[str, Any] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
@@ -86,7 +88,8 @@ _DENSENET = Family(
     renames=((r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2"),),
 )
 # torchvision builds and loads the auxiliary classifiers even where they are not wanted, and
-# its weights expect images normalized as in ImageNet to be normalized anew.
+# its weights expect images normalized as in ImageNet to be normalized anew. An auxiliary
+# classifier freezes and thaws with the stage from which it branches off.
 _INCEPTION = Family(
     head="fc",
     stages=(
@@ -95,12 +98,13 @@ _INCEPTION = Family(
             ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
         ),
         Stage("mixed5", ("Mixed_5b", "Mixed_5c", "Mixed_5d")),
-        Stage("mixed6", ("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")),
+        Stage("mixed6", ("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "AuxLogits")),
         Stage("mixed7", ("Mixed_7a", "Mixed_7b", "Mixed_7c")),
     ),
     smallest=75,
     smallest_auxiliary=299,
     auxiliary=("AuxLogits",),
+    auxiliary_heads=("AuxLogits.fc",),
     arguments={"aux_logits": False, "transform_input": False, "init_weights": True},
     pretrained_arguments={"transform_input": True},
 )
@@ -109,12 +113,13 @@ _GOOGLENET = replace(
     stages=(
         Stage("stem", ("conv1", "conv2", "conv3")),
         Stage("inception3", ("inception3a", "inception3b")),
-        Stage("inception4", tuple(f"inception4{letter}" for letter in "abcde")),
+        Stage("inception4", (*(f"inception4{letter}" for letter in "abcde"), "aux1", "aux2")),
         Stage("inception5", ("inception5a", "inception5b")),
     ),
     smallest=15,
     smallest_auxiliary=15,
     auxiliary=("aux1", "aux2"),
+    auxiliary_heads=("aux1.fc2", "aux2.fc2"),
 )
 _SHUFFLENET = Family(
     head="fc",

@@ -25,7 +25,7 @@ def evaluate(options: Options) -> None:
     config = read_config(options.run)
     model = load_model(options.run)
     part = _part_to_evaluate(options, config)
-    report = score(model, part, **run_options(options, model))
+    report = score(model, part, on_error=options.on_error, **run_options(options, model))
     if options.out:
         write_text(Path(options.out), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     show(options, str(report), report.to_dict())
@@ -125,5 +125,5 @@ def _places(part: Part, ids: set[str], source: str | None) -> set[int]:
     return {
         index
         for index in range(len(part))
-        if isinstance(path := part.source(index), Path) and os.path.realpath(path) in files
+        if isinstance(path := part.sources[index], Path) and os.path.realpath(path) in files
     }

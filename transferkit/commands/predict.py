@@ -19,14 +19,21 @@ def predict(options: Options) -> None:
         path = Path(name).expanduser()
         paths.extend([path] if path.is_file() else find_images(path))
     model = load_model(options.run)
-    predictor = Predictor(model, **run_options(options, model))
+    predictor = Predictor(model, on_error=options.on_error, **run_options(options, model))
     predictions = predictor.predict_many(paths, top_k=options.top_k)
     names = [str(path) for path in paths]
     table = predictions_csv(names, predictions)
     if options.out:
         write_text(Path(options.out), table)
     if options.grid:
-        save_figure(Path(options.grid), lambda: prediction_grid(paths[:16], predictions[:16]), required=True)
+        shown = [place for place, prediction in enumerate(predictions) if prediction][:16]
+        save_figure(
+            Path(options.grid),
+            lambda: prediction_grid(
+                [paths[place] for place in shown], [predictions[place] for place in shown]
+            ),
+            required=True,
+        )
     result = {"images": len(paths), "out": options.out}
     if options.json:
         rows = [{"path": name, "predictions": found} for name, found in zip(names, predictions, strict=True)]
@@ -34,6 +41,8 @@ def predict(options: Options) -> None:
     else:
         show(
             options,
-            f"{len(paths)} images labelled in {options.out}" if options.out else table.rstrip("\n"),
+            f"{sum(map(bool, predictions))} images labelled in {options.out}"
+            if options.out
+            else table.rstrip("\n"),
             {},
         )

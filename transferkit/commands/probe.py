@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from transferkit.commands.common import Options, show, tell
 
@@ -29,8 +30,12 @@ def probe(options: Options) -> None:
 
 
 def _load_data(options: Options) -> Splits:
-    """Load the data, with a validation part drawn only where there is no part to score on."""
+    """Load the data, with a validation part drawn only where there is no part to score on.
+
+    What cannot be decoded is left out here, so that every backbone gets the same images.
+    """
     from transferkit.datasets.load import load_dataset
+    from transferkit.loading.checked import usable
 
     given = {
         "label_from": options.label_from,
@@ -41,4 +46,10 @@ def _load_data(options: Options) -> Splits:
     splits = load_dataset(options.data, val=0, **given)
     if splits.val is None and splits.test is None:
         splits = load_dataset(options.data, val=options.val, **given)
-    return splits
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    left: dict[str, Any] = {
+        name: usable(part, on_error=options.on_error, workers=options.workers)[0]
+        for name, part in parts.items()
+        if part is not None
+    }
+    return dataclasses.replace(splits, **left)

@@ -103,12 +103,37 @@ def _phases(options: Options) -> tuple[Phase, ...]:
 
     if options.augmentation is not None:
         check_choice("train", "augmentation", options.augmentation, list_augmentations())
-    given = {"head_lr": options.head_lr, "layer_decay": options.layer_decay, "optimizer": options.optimizer}
-    changes = {name: value for name, value in given.items() if value is not None}
-    phases = tuple(dataclasses.replace(phase, **changes) for phase in recipe_phases(options.recipe))
-    stepwise = (options.epochs, options.lr, options.head_lr, options.optimizer)
-    if options.solver is None and not epochs_of(phases) and any(value is not None for value in stepwise):
+    steps = {
+        "head_lr": options.head_lr,
+        "layer_decay": options.layer_decay,
+        "optimizer": options.optimizer,
+        "schedule": options.schedule,
+        "ema": options.ema,
+        "sampling": options.sampling,
+        "checkpoint_activations": options.checkpoint_activations or None,
+    }
+    steps = {name: value for name, value in steps.items() if value is not None}
+    phases = recipe_phases(options.recipe)
+    # What only matters to steps asks for steps.
+    stepwise = {"epochs": options.epochs, "lr": options.lr, **steps}
+    stepwise.pop("layer_decay", None)
+    if (
+        options.solver is None
+        and not epochs_of(phases)
+        and any(each is not None for each in stepwise.values())
+    ):
         phases = by_steps(phases)
+    phases = tuple(dataclasses.replace(phase, **steps) for phase in phases)
+    if options.mix is not None:
+        phases = tuple(
+            phase if phase.head_only else dataclasses.replace(phase, mix=options.mix) for phase in phases
+        )
+        if all(phase.head_only for phase in phases):
+            warnings.warn(
+                f"--mix is not used: no phase of the recipe {options.recipe!r} trains the backbone.",
+                UserWarning,
+                stacklevel=2,
+            )
     heads = {"solver": options.solver, "views": options.views}
     changes = {name: value for name, value in heads.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) if phase.head_only else phase for phase in phases)

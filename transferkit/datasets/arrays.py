@@ -39,8 +39,8 @@ def read_arrays(data: Any, classes: Sequence[str] | None = None) -> Contents:
         require(fits, "load_dataset", "name_or_path", _PAIR, type(pair).__name__)
     pixels = {name: _pixels(images) for name, (images, _) in pairs.items()}
     targets = {name: _to_numpy(labels) for name, (_, labels) in pairs.items()}
-    names = _classes(targets["train"]) if classes is None else tuple(str(label) for label in classes)
-    parts = {name: Part(pixels[name], _indices(targets[name], names), names, name=name) for name in pairs}
+    names = classes_of(targets["train"]) if classes is None else tuple(str(label) for label in classes)
+    parts = {name: Part(pixels[name], indices_of(targets[name], names), names, name=name) for name in pairs}
     return Contents("memory", "arrays", parts)
 
 
@@ -78,7 +78,7 @@ def _pixels(images: Any) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(values)
 
 
-def _classes(targets: npt.NDArray[Any]) -> tuple[str, ...]:
+def classes_of(targets: npt.NDArray[Any]) -> tuple[str, ...]:
     """Return the classes that the training targets name."""
     if targets.dtype.kind == "U":
         return tuple(sorted(set(targets.tolist())))
@@ -93,7 +93,7 @@ def _classes(targets: npt.NDArray[Any]) -> tuple[str, ...]:
     return tuple(str(index) for index in range(count))
 
 
-def _indices(targets: npt.NDArray[Any], classes: Sequence[str]) -> npt.NDArray[Any]:
+def indices_of(targets: npt.NDArray[Any], classes: Sequence[str]) -> npt.NDArray[Any]:
     """Return class indices for targets that are names; others are left as they are."""
     if targets.dtype.kind != "U":
         return targets

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from transferkit.checks import require
+from transferkit.datasets.imbalance import imbalance_note
 from transferkit.errors import ClassMismatchError, DataError, ImageDecodeError
 from transferkit.loading.decode import decode
 
@@ -24,6 +27,32 @@ Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 
 What else ``decode`` takes, such as a PIL image, may stand there too.
 """
+
+PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What a part may be called where data lies, and what it is called here."""
+
+
+class StoredImage(ABC):
+    """An image that has to be fetched from something larger, such as an archive, when it is asked for.
+
+    Attributes:
+        named: Whether its id tells it apart, as that of a file does; a number in a table does not.
+    """
+
+    named: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What an error calls it."""
+
+    @abstractmethod
+    def read(self) -> Source:
+        """Return it in a form that ``decode`` takes. Any number of threads may ask at once."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a text that changes when the image does."""
 
 
 def class_indices(targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -57,7 +86,8 @@ class Part:
     """One part of a data set: images that are decoded when asked for, and their targets.
 
     Args:
-        sources: Where each image is: a path, encoded bytes, or uint8 pixels ``[H, W, 3]``.
+        sources: Where each image is: a path, encoded bytes, uint8 pixels ``[H, W, 3]``, or a
+            ``StoredImage``, which is read each time that the image is asked for.
         targets: Class index of each image, shape ``[N]``.
         classes: Name of each class, in the order of the indices.
         name: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
@@ -65,6 +95,7 @@ class Part:
             below its root, or the position in an array.
 
     Raises:
+        ArgumentError: An argument is of another type.
         DataError: The lengths differ, or a target is not an integer or not the index of a class.
     """
 
@@ -73,13 +104,14 @@ class Part:
 
     def __init__(
         self,
-        sources: Sequence[Source] | npt.NDArray[np.uint8],
+        sources: Sequence[Source | StoredImage] | npt.NDArray[np.uint8],
         targets: npt.ArrayLike,
         classes: Sequence[str],
         *,
         name: str = "all",
         ids: Sequence[str] | None = None,
     ) -> None:
+        _check_arguments(sources, classes, name, ids)
         self.sources = sources
         self.targets = class_indices(targets)
         self.classes = tuple(classes)
@@ -87,7 +119,7 @@ class Part:
         self.ids = tuple(ids) if ids is not None else tuple(str(index) for index in range(len(sources)))
         if not len(sources) == len(self.targets) == len(self.ids):
             raise DataError(
-                f"A part needs as many targets and ids as images. "
+                f"A part needs as many targets and ids as images in its sources. "
                 f"Got {len(sources)} images, {len(self.targets)} targets and {len(self.ids)} ids."
             )
         wrong = np.flatnonzero((self.targets < 0) | (self.targets >= len(self.classes)))
@@ -102,14 +134,29 @@ class Part:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Return an RGB image and its class index."""
-        return decode(self.source(index), name=self.ids[index]), int(self.targets[index])
+        return decode(self.source(index), name=self.name_of(index)), int(self.targets[index])
 
     def __repr__(self) -> str:
         return f"Part({self.name!r}, {len(self)} images, {len(self.classes)} classes)"
 
     def source(self, index: int) -> Source:
-        """Return where an image is: a path, encoded bytes or uint8 pixels."""
-        return self.sources[index]
+        """Return where an image is: a path, encoded bytes or uint8 pixels.
+
+        Raises:
+            ImageDecodeError: It lies in an archive and cannot be read from there.
+        """
+        source = self.sources[index]
+        return source.read() if isinstance(source, StoredImage) else source
+
+    def name_of(self, index: int) -> str:
+        """Return what an error calls an image: where it is stored, or else its id."""
+        stored = self._stored(index)
+        return self.ids[index] if stored is None else stored.name
+
+    def _stored(self, index: int) -> StoredImage | None:
+        # Another sequence may have to load an image only to tell what it is.
+        source = self.sources[index] if isinstance(self.sources, list | tuple) else None
+        return source if isinstance(source, StoredImage) else None
 
     def identity(self, index: int) -> str:
         """Return a text that changes when the image does, without decoding it.
@@ -121,17 +168,8 @@ class Part:
         Raises:
             ImageDecodeError: A file is missing, or the source is none that ``decode`` takes.
         """
-        source = self.source(index)
-        if isinstance(source, str | os.PathLike):
-            return _file_identity(Path(source))
-        if isinstance(source, bytes | bytearray | memoryview):
-            return f"encoded|{_hash(source)}"
-        # Equal bytes are other images in another shape.
-        pixels = (
-            source if isinstance(source, np.ndarray) else np.asarray(decode(source, name=self.ids[index]))
-        )
-        shape = " x ".join(map(str, pixels.shape))
-        return f"{pixels.dtype.str} {shape}|{_hash(np.ascontiguousarray(pixels).tobytes())}"
+        stored = self._stored(index)
+        return identity_of(self.source(index), self.ids[index]) if stored is None else stored.identity()
 
     def take(self, indices: npt.ArrayLike, *, name: str | None = None) -> Part:
         """Return the part that holds only the images at ``indices``, in that order."""
@@ -180,14 +218,52 @@ class Part:
         for name, index in sorted(zip(self.ids, range(len(self)), strict=True)):
             label = self.classes[self.targets[index]]
             # A data set of the user's own may give other pixels each time, so it is not asked.
-            in_memory = self.fixed and not isinstance(self.source(index), str | os.PathLike)
-            pixels = self.identity(index) if in_memory else ""
+            pixels = self.identity(index) if self.fixed and not self._has_name(index) else ""
             # File names need not be valid Unicode.
             digest.update(f"{name}\0{label}\0{pixels}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:32]
 
+    def _has_name(self, index: int) -> bool:
+        """Whether the id of an image tells it apart, as that of a file does."""
+        stored = self._stored(index)
+        return isinstance(self.source(index), str | os.PathLike) if stored is None else stored.named
 
-def _file_identity(path: Path) -> str:
+
+def _check_arguments(sources: object, classes: object, name: object, ids: object) -> None:
+    is_list = hasattr(sources, "__len__") and hasattr(sources, "__getitem__")
+    fits = is_list and not isinstance(sources, str | bytes | Mapping)
+    if isinstance(sources, np.ndarray):
+        fits = sources.dtype == np.uint8 and sources.ndim in (3, 4)
+    form = "a sequence of paths, encoded images or uint8 arrays, or one array [N, H, W, 3] or [N, H, W]"
+    require(fits, "Part", "sources", form, sources)
+    require(_are_texts(classes), "Part", "classes", "a sequence of texts", classes)
+    require(isinstance(name, str), "Part", "name", "a text", name)
+    require(ids is None or _are_texts(ids), "Part", "ids", "a sequence of texts, or None", ids)
+
+
+def _are_texts(values: Any) -> bool:
+    is_list = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+    return is_list and all(isinstance(value, str) for value in values)
+
+
+def identity_of(source: Source, name: str) -> str:
+    """Return a text that changes when an image does; see ``Part.identity``."""
+    if isinstance(source, str | os.PathLike):
+        return file_identity(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"encoded|{_hash(source)}"
+    # Equal bytes are other images in another shape.
+    pixels = source if isinstance(source, np.ndarray) else np.asarray(decode(source, name=name))
+    shape = " x ".join(map(str, pixels.shape))
+    return f"{pixels.dtype.str} {shape}|{_hash(np.ascontiguousarray(pixels).tobytes())}"
+
+
+def file_identity(path: Path) -> str:
+    """Return a text that changes when a file does.
+
+    Raises:
+        ImageDecodeError: It is missing.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -220,7 +296,8 @@ class Contents:
 
     Attributes:
         source: How messages and the record call it: a path, a name, or ``"memory"``.
-        layout: ``"parts"``, ``"classes"`` or ``"flat"`` for a folder, ``"arrays"``, or ``"registered"``.
+        layout: ``"parts"``, ``"classes"`` or ``"flat"`` for a folder or a zip archive, ``"table"``,
+            ``"arrays"``, ``"dataset"``, ``"huggingface"`` or ``"registered"``.
         parts: ``"train"`` and, where there are such, ``"val"`` and ``"test"``.
         left_out: What lies there and is no sample.
         remarks: Sentences for the one warning.
@@ -255,3 +332,11 @@ class Splits:
     def classes(self) -> tuple[str, ...]:
         """Name of each class, in the order of the targets."""
         return self.train.classes
+
+    def __str__(self) -> str:
+        """Return one line: classes, images, and how unequal the classes are if that may matter."""
+        names = ", ".join(self.classes[:10]) + (" …" if len(self.classes) > 10 else "")
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
+        note = imbalance_note(self.train)
+        return f"{len(self.classes)} classes ({names}); images: {counts}{f'; {note}' if note else ''}"

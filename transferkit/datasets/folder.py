@@ -1,4 +1,4 @@
-"""Folders of photos: what lies in them, what its label is, and what is left out.
+"""Folders and archives of photos: what lies in them, what its label is, and what is left out.
 
 A class is a folder, or what ``label_from`` finds in a file name. Only names are read, neither
 files nor their status, so that 100,000 photos take a second or two.
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from transferkit.checks import require
-from transferkit.datasets.base import Contents, Part, listed
-from transferkit.datasets.scan import EXTENSIONS, Scan
+from transferkit.datasets.base import PART_NAMES, Contents, Part, listed
+from transferkit.datasets.scan import EXTENSIONS, Scan, Tree, images_below
+from transferkit.datasets.zipped import ZipTree
 from transferkit.errors import DataError
-
-_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 # Tried in this order to suggest a label_from: cat.0.jpg, cat-photo.jpg, 0001_cat.jpg.
 _COMMON_NAMES = (r"^(.+?)[._ -]*\d+\.", r"^([^\W\d_]+)[._ -]", r"[._ -]([^\W\d_]+)\.[^.]+$")
@@ -28,8 +27,11 @@ Labels = dict[str, list[str]]
 def read_folder(root: Path, label_from: str | None = None) -> Contents:
     """Read a folder with ``train/ val/ test/``, a folder of class folders, or a flat folder.
 
+    A class is a folder directly below the part, or below the root where there are no parts;
+    images that lie deeper in it belong to it too.
+
     Args:
-        root: The folder.
+        root: The folder, or a zip archive of such a folder.
         label_from: A regular expression that is searched in each file name; the label is its
             group ``label``, or else its first. Without it, labels are the names of folders.
 
@@ -38,12 +40,17 @@ def read_folder(root: Path, label_from: str | None = None) -> Contents:
 
     Raises:
         ArgumentError: ``label_from`` is no regular expression, or has no group.
+        ArchiveError: The archive is damaged, or holds what must not be unpacked.
         DataError: There are no images, or their labels cannot be told.
     """
     pattern = None if label_from is None else _compile(label_from)
-    if not root.is_dir():
-        raise DataError(f"'{root}' is a file; load_dataset takes a folder of images.")
-    scan = Scan(root)
+    is_archive = root.suffix.lower() == ".zip" and not root.is_dir()
+    if not is_archive and not root.is_dir():
+        raise DataError(
+            f"'{root}' is a file; load_dataset takes a folder of images. "
+            "Of files it takes a .zip of such a folder, and a .csv or .tsv table of paths and labels."
+        )
+    scan: Tree = ZipTree(root) if is_archive else Scan(root)
     folders = _part_folders(scan, flat=pattern is not None)
     layout = "parts" if folders else "classes" if pattern is None else "flat"
     remarks: list[str] = []
@@ -54,14 +61,14 @@ def read_folder(root: Path, label_from: str | None = None) -> Contents:
         labels = {}
         unmatched: list[str] = []
         for name, below in (folders or {"train": ""}).items():
-            labels[name] = _by_name(scan.images(below), pattern, unmatched)
+            labels[name] = _by_name(images_below(scan, below), pattern, unmatched)
         _refuse_no_match(root, labels, unmatched, label_from)
         if unmatched:
             remarks.append(f"left out {listed(unmatched, 'image')} whose name label_from does not match")
     parts = {}
     for name, found in labels.items():
         if any(found.values()):
-            parts[name] = _part(root, found, name)
+            parts[name] = _part(scan, found, name)
         elif name == "train":
             raise DataError(f"'{root / folders.get(name, '')}' holds no images{_accepted()}.")
         else:
@@ -89,12 +96,12 @@ def _compile(label_from: str) -> re.Pattern[str]:
     return pattern
 
 
-def _part_folders(scan: Scan, *, flat: bool) -> dict[str, str]:
+def _part_folders(scan: Tree, *, flat: bool) -> dict[str, str]:
     """Return the folder of each part, or nothing where the folders are classes."""
     loose, folders = scan.listing("")
     parts: dict[str, str] = {}
     for folder in folders:
-        name = _PART_NAMES.get(folder.rstrip("/").lower())
+        name = PART_NAMES.get(folder.rstrip("/").lower())
         if name in parts:
             raise DataError(f"'{scan.root}' has two {name!r} folders, '{parts[name]}' and '{folder}'.")
         if name is not None:
@@ -125,10 +132,10 @@ def _part_folders(scan: Scan, *, flat: bool) -> dict[str, str]:
     _suggest_label_from(scan.root, loose)
 
 
-def _by_folder(scan: Scan, below: str) -> Labels:
+def _by_folder(scan: Tree, below: str) -> Labels:
     """Return the images of each class folder; what lies beside the folders has no label."""
     loose, folders = scan.listing(below)
-    labels = {folder[len(below) : -1]: scan.images(folder) for folder in folders}
+    labels = {folder[len(below) : -1]: images_below(scan, folder) for folder in folders}
     if loose and not any(labels.values()):
         _suggest_label_from(scan.root, loose)
     scan.left_out += loose
@@ -148,12 +155,12 @@ def _by_name(ids: Sequence[str], pattern: re.Pattern[str], unmatched: list[str])
     return labels
 
 
-def _part(root: Path, labels: Labels, name: str) -> Part:
+def _part(scan: Tree, labels: Labels, name: str) -> Part:
     """Build a part; sorting by id makes it independent of the file system's order."""
     classes = sorted(labels)
     samples = sorted((image, index) for index, label in enumerate(classes) for image in labels[label])
     ids = [image for image, _ in samples]
-    sources = [root / image for image in ids]
+    sources = [scan.source(image) for image in ids]
     return Part(sources, [index for _, index in samples], classes, name=name, ids=ids)
 
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transferkit.checks import check_between, check_int, require
-from transferkit.datasets.arrays import read_arrays
 from transferkit.datasets.base import Contents, Part, Splits, listed
-from transferkit.datasets.folder import read_folder
-from transferkit.datasets.registry import DATASETS
+from transferkit.datasets.read import Data, read_data
 from transferkit.datasets.splitting import draw_shots, stratified_draw, thin
-from transferkit.errors import ArgumentError, ClassMismatchError, DataError, UnknownNameError
-from transferkit.registry import nearest
-
-Data = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]
+from transferkit.errors import ClassMismatchError, DataError
 
 # A record that named a hundred thousand stray files would help nobody.
 _NAMES_KEPT = 100
@@ -41,14 +33,17 @@ def load_dataset(
 
     A folder holds ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/`` with class
     folders in them, or class folders, or, with ``label_from``, images alone. Images may lie
-    deeper in a class folder. What is hidden or no image file (a ``.gif`` is none) is left out,
+    deeper in a class folder: the folder directly below the part is the class. A ``.zip`` file
+    holds the same, and is read where it is. A ``.csv`` or ``.tsv`` file has columns of paths and
+    labels and maybe of parts. What is hidden or no image file (a ``.gif`` is none) is left out,
     and one warning counts and names it. The draws depend on the seed and on the images' names
     below the folder, not on where it lies.
 
     Args:
-        name_or_path: A folder, the name of a registered data set (a folder of that name wins),
-            a pair ``(images, targets)`` of arrays or tensors, or a dict of such pairs for
-            ``"train"``, ``"val"`` and ``"test"``.
+        name_or_path: A folder, a zip file or a table; the name of a registered data set (a path
+            of that name wins); a pair ``(images, targets)`` of arrays or tensors; a Hugging Face
+            ``Dataset``; a map-style data set of (image, class index); or a dict of such pairs or
+            data sets for ``"train"``, ``"val"`` and ``"test"``.
         val: Share of the training images that becomes the validation part where there is none.
             Classes are drawn in proportion; one of at least two images gives at least one, and
             keeps at least one. ``0`` or ``None``: no validation part.
@@ -58,7 +53,9 @@ def load_dataset(
         shots: Number of training images that are kept of each class, once the validation part
             has been drawn.
         seed: Same seed, same images: same draws.
-        kwargs: For a registered data set, its own arguments; for arrays, ``classes``.
+        kwargs: For a registered data set, its own arguments, such as ``root``; for arrays,
+            ``classes``; for a table, ``delimiter`` and the columns ``path``, ``label`` and
+            ``split``; for a Hugging Face data set, the columns ``image`` and ``label``.
 
     Returns:
         The parts. Their record holds what was asked for and which images were drawn, and
@@ -67,9 +64,11 @@ def load_dataset(
     Raises:
         ArgumentError: An argument has a value that makes no sense.
         UnknownNameError: There is neither a folder nor a data set of that name.
+        DownloadError: A registered data set is not there and cannot be fetched.
+        ArchiveError: A zip file is damaged, or holds what must not be unpacked.
         ClassMismatchError: The validation or test part has a class that the training part lacks.
-        DataError: There are no images, no labels, fewer than two classes, or a class folder
-            is empty.
+        DataError: There are no images, no labels, fewer than two classes, a class folder is
+            empty, or a line of a table is wrong.
 
     >>> splits = load_dataset("digits", val=0.25, shots=10)
     >>> len(splits.train), len(splits.val), len(splits.test)
@@ -84,7 +83,7 @@ def load_dataset(
     if shots is not None:
         check_int("load_dataset", "shots", shots, 1)
     check_int("load_dataset", "seed", seed)
-    contents = _read(name_or_path, label_from, kwargs)
+    contents = read_data(name_or_path, label_from, kwargs)
     parts = _aligned(contents.parts, contents.parts["train"].classes, contents.source)
     _check_classes(parts["train"], contents)
 
@@ -140,7 +139,7 @@ def restore_splits(name_or_path: Data, record: Mapping[str, Any], **kwargs: Any)
     >>> restore_splits("digits", once.record).train.ids == once.train.ids
     True
     """
-    contents = _read(name_or_path, record["label_from"], {**record["kwargs"], **kwargs})
+    contents = read_data(name_or_path, record["label_from"], {**record["kwargs"], **kwargs})
     found = _aligned(contents.parts, record["classes"], contents.source)
     parts = {}
     for name, fingerprint in record["fingerprints"].items():
@@ -157,53 +156,6 @@ def restore_splits(name_or_path: Data, record: Mapping[str, Any], **kwargs: Any)
         parts[name] = part
     restored = {**record, "source": contents.source}
     return Splits(parts["train"], parts.get("val"), parts.get("test"), restored)
-
-
-def _read(data: Data, label_from: str | None, kwargs: dict[str, Any]) -> Contents:
-    """Read a folder, a registered data set or arrays, whichever ``data`` means."""
-    if isinstance(data, Mapping | tuple | list):
-        _refuse_label_from(label_from, "arrays")
-        _check_call("arrays", read_arrays, (data,), kwargs)
-        return read_arrays(data, **kwargs)
-    form = "a folder, the name of a data set, a pair (images, targets) or a dict of such pairs"
-    if not isinstance(data, str | os.PathLike) or not os.fspath(data):
-        raise ArgumentError(
-            f"The 'name_or_path' parameter of load_dataset must be {form}. Got {data!r:.200} instead."
-        )
-    path = Path(data).expanduser()
-    if os.path.exists(path):
-        if kwargs:
-            raise ArgumentError(f"load_dataset takes no argument {next(iter(kwargs))!r} for a folder.")
-        return read_folder(Path(os.path.abspath(path)), label_from)
-    separators = {"/", os.sep, os.altsep or os.sep}
-    name = os.fspath(data)
-    if not isinstance(data, str) or name.startswith((".", "~")) or any(sep in name for sep in separators):
-        raise DataError(f"There is no folder {name!r}.")
-    if name not in DATASETS:
-        raise UnknownNameError(f"There is no folder and no data set {name!r}. {nearest(name, DATASETS)}")
-    _refuse_label_from(label_from, f"the data set {name!r}")
-    _check_call(f"the data set {name!r}", DATASETS[name], (), kwargs)
-    return Contents(name, "registered", _checked(name, DATASETS[name](**kwargs)))
-
-
-def _refuse_label_from(label_from: str | None, what: str) -> None:
-    if label_from is not None:
-        raise ArgumentError(f"load_dataset takes no label_from for {what}, which has labels of its own.")
-
-
-def _check_call(what: str, function: Any, positional: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        inspect.signature(function).bind(*positional, **kwargs)
-    except TypeError as error:
-        raise ArgumentError(f"load_dataset for {what}: {error}.") from error
-
-
-def _checked(name: str, parts: Any) -> dict[str, Part]:
-    """Return what a registered factory made, if it keeps to the contract."""
-    keeps = isinstance(parts, Mapping) and {"train"} <= parts.keys() <= {"train", "val", "test"}
-    if not keeps or not all(isinstance(part, Part) for part in parts.values()):
-        raise DataError(f"The data set {name!r} must give a dict of Parts: 'train' and maybe 'val', 'test'.")
-    return dict(parts)
 
 
 def _aligned(parts: Mapping[str, Part], classes: Sequence[str], source: str) -> dict[str, Part]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
+from transferkit.datasets.base import Source, StoredImage
 from transferkit.errors import DataError
 
 # A .gif is left out: in scraped data sets it is a placeholder ("imageNotFound.gif"), not a photo.
@@ -17,6 +19,40 @@ EXTENSIONS = frozenset(
 
 # What macOS and Synology put beside photos; the files in them have the same extensions.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
+
+
+class Tree(Protocol):
+    """Folders with images in them, on the disk or in an archive."""
+
+    root: Path
+    left_out: list[str]
+
+    def listing(self, below: str) -> tuple[list[str], list[str]]:
+        """Return the ids of the images and of the folders directly in a folder, sorted."""
+
+    def source(self, image: str) -> Source | StoredImage:
+        """Return where an image is, given its id."""
+
+
+def images_below(tree: Tree, below: str) -> list[str]:
+    """Return the ids of all images in a folder, however deep."""
+    found: list[str] = []
+    waiting = [below]
+    while waiting:
+        images, folders = tree.listing(waiting.pop())
+        found += images
+        waiting += reversed(folders)
+    return found
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Whether a folder of this name is passed over."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 class Scan:
@@ -55,13 +91,11 @@ class Scan:
 
     def images(self, below: str) -> list[str]:
         """Return the ids of all images in a folder, however deep."""
-        found: list[str] = []
-        waiting = [below]
-        while waiting:
-            images, folders = self.listing(waiting.pop())
-            found += images
-            waiting += reversed(folders)
-        return found
+        return images_below(self, below)
+
+    def source(self, image: str) -> Path:
+        """Return where an image is, given its id."""
+        return self.root / image
 
     def _read(self, below: str) -> tuple[list[str], list[str]]:
         images: list[str] = []
@@ -73,9 +107,9 @@ class Scan:
                 name = below + entry.name
                 # Neither asks for the file's status, unless it is a link.
                 if _is(entry, folder=True):
-                    hidden = entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS
+                    hidden = is_hidden_folder(entry.name)
                     (other if hidden else links if entry.is_symlink() else folders).append(f"{name}/")
-                elif entry.name.startswith(".") or not _is(entry, folder=False) or not _is_image(entry.name):
+                elif not is_image(entry.name) or not _is(entry, folder=False):
                     other.append(name)
                 else:
                     images.append(name)
@@ -91,10 +125,6 @@ class Scan:
             return False
         self._met.add(identity)
         return True
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _is(entry: os.DirEntry[str], *, folder: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,12 @@ import torch
 from torch import Tensor
 
 from transferkit.checks import require
+from transferkit.datasets.base import listed
 from transferkit.errors import CheckpointCorruptError, DataError, NonFiniteError, OutputError
 from transferkit.evaluation.metrics import expected_calibration_error, wilson_interval
+from transferkit.evaluation.report_fields import report_fields
+from transferkit.files import parse_json, write_text
+from transferkit.loading.checked import Skipped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +46,7 @@ class Report:
         calibration_error: Expected calibration error over 15 bins.
         confusion_matrix: How many images of each class (row) were predicted as each class
             (column), int64, shape ``[C, C]``.
-        skipped: Names of images that were left out because they could not be decoded.
+        skipped: Images that were left out, because they cannot be decoded.
         ids: Name of each image, or ``None``.
         targets: Class index of each image, int64 ``[n]``; ``None`` in a report read from JSON
             that was written without them, as are the next two.
@@ -64,7 +69,7 @@ class Report:
     log_loss: float
     calibration_error: float
     confusion_matrix: npt.NDArray[np.int64]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     ids: tuple[str, ...] | None = field(default=None, repr=False)
     targets: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     predictions: npt.NDArray[np.int64] | None = field(default=None, repr=False)
@@ -80,7 +85,7 @@ class Report:
         split: str = "test",
         selected: bool | None = None,
         ids: Sequence[str] | None = None,
-        skipped: Sequence[str] = (),
+        skipped: Sequence[Skipped] = (),
     ) -> Report:
         """Score logits against targets.
 
@@ -91,7 +96,7 @@ class Report:
             split: Name of the part that the images are from.
             selected: Whether the weights were selected on it; ``None`` if that is unknown.
             ids: Name of each image, length ``N``.
-            skipped: Names of images that were left out.
+            skipped: Images that were left out.
 
         Raises:
             DataError: There are no images, or a target is not the index of a class.
@@ -177,8 +182,8 @@ class Report:
         if self.selected:
             lines.append("Weights were selected on this split, so its accuracy is optimistic.")
         if self.skipped:
-            named = ", ".join(self.skipped[:3]) + (" …" if len(self.skipped) > 3 else "")
-            lines.append(f"Left out, because they could not be decoded: {len(self.skipped)} ({named}).")
+            named = listed([each.id for each in self.skipped], "image")
+            lines.append(f"Left out, because they cannot be decoded: {named}.")
         table = classification_report(
             *self._labels(), labels=np.arange(len(self.classes)), target_names=self.classes, zero_division=0
         )
@@ -208,7 +213,7 @@ class Report:
                 for index, name in enumerate(self.classes)
             ],
             "confusion_matrix": self.confusion_matrix.tolist(),
-            "skipped": list(self.skipped),
+            "skipped": [dataclasses.asdict(each) for each in self.skipped],
         }
         if samples:
             fields["ids"] = None if self.ids is None else list(self.ids)
@@ -219,25 +224,12 @@ class Report:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Report:
-        """Build the record from what ``to_dict`` returned."""
-        arrays = {"targets": np.int64, "predictions": np.int64, "probabilities": np.float32}
-        given = {name: fields.get(name) for name in arrays}
-        ids = fields.get("ids")
-        return cls(
-            split=fields["split"],
-            classes=tuple(fields["classes"]),
-            n=fields["n"],
-            selected=fields["selected"],
-            accuracy=fields["accuracy"],
-            accuracy_interval=tuple(fields["accuracy_interval"]),
-            top5_accuracy=fields["top5_accuracy"],
-            log_loss=fields["log_loss"],
-            calibration_error=fields["calibration_error"],
-            confusion_matrix=np.array(fields["confusion_matrix"], dtype=np.int64),
-            skipped=tuple(fields["skipped"]),
-            ids=None if ids is None else tuple(ids),
-            **{name: None if given[name] is None else np.array(given[name], arrays[name]) for name in arrays},
-        )
+        """Build the record from what ``to_dict`` returned.
+
+        Raises:
+            ValueError: A field is missing, or is not what ``to_dict`` returns; the message names it.
+        """
+        return cls(**report_fields(fields))
 
     def to_json(self, path: str | os.PathLike[str] | None = None, *, samples: bool = False) -> str:
         """Return the report as JSON, and write it to a file, whole or not at all.
@@ -249,8 +241,6 @@ class Report:
         Raises:
             OutputError: The file cannot be written.
         """
-        from transferkit.files import write_text
-
         text = _json_text(self.to_dict(samples=samples))
         if path is not None:
             write_text(Path(path).expanduser(), text)
@@ -271,11 +261,9 @@ class Report:
         except UnicodeDecodeError as error:
             raise CheckpointCorruptError(f"{path} does not hold a report: it is not text.") from error
         try:
-            return cls.from_dict(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointCorruptError(
-                f"{path} does not hold a report: {type(error).__name__}: {error}."
-            ) from error
+            return cls.from_dict(parse_json(text))
+        except ValueError as error:
+            raise CheckpointCorruptError(f"{path} does not hold a report: {error}.") from error
 
     def plot_confusion_matrix(self) -> Figure:
         """Return a figure of the confusion matrix.

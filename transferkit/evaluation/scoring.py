@@ -19,6 +19,8 @@ from transferkit.features.stored import Unfit
 from transferkit.heads import class_names
 from transferkit.inference import fast_model, small_execution
 from transferkit.loading.batches import BatchSource
+from transferkit.loading.checked import Skipped, check_on_error, usable
+from transferkit.loading.loader_batches import dead_workers_told
 from transferkit.loading.row_batches import RowBatches
 from transferkit.loading.sources import DatasetPart, batches_of, image_batches, part_of, warn_if_ready
 from transferkit.modes import modes_kept
@@ -32,8 +34,12 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
     Returns:
         Logits, float32 ``[N, C]``, and targets, int64 ``[N]``, both on the CPU, in the order
         of the source. The model is left in the mode in which it was.
+
+    Raises:
+        DataError: There was no batch.
+        LoaderError: A loader of the user's own gave up.
     """
-    with modes_kept(model):
+    with modes_kept(model), dead_workers_told():
         model.eval()
         rows = [(eval_step(model, batch, execution=execution), batch.targets) for batch in source.epoch(0)]
     if not rows:
@@ -97,6 +103,7 @@ def evaluate(
     compile: bool | str = "auto",
     execution: Execution | None = None,
     workers: int | None = None,
+    on_error: str = "raise",
 ) -> Report:
     """Score a classifier on data, each sample exactly once.
 
@@ -111,6 +118,8 @@ def evaluate(
         compile: ``True``, ``False``, or ``"auto"`` for where it pays.
         execution: How to run instead of the three before; see ``resolve_execution``.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
+        on_error: What an image that cannot be decoded does: ``"raise"``, or ``"skip"`` to be left
+            out, which the report says.
 
     Raises:
         ClassMismatchError: The data has classes that the model does not know.
@@ -138,6 +147,10 @@ def evaluate(
     preprocessing = None if spec is None else spec.preprocessing
     part = part_of(data) if hasattr(data, "__getitem__") else None
     warn_if_ready(data, part, preprocessing)
+    check_on_error("evaluate", on_error, part)
+    skipped: tuple[Skipped, ...] = ()
+    if part is not None:
+        part, skipped = usable(part, on_error=on_error, workers=workers)
     matched = None if part is None else in_the_models_order(model, part)
     with execution.arithmetic():
         if part is not None and spec is not None:
@@ -161,4 +174,6 @@ def evaluate(
         selected = spec.selected_on == part.fingerprint()
     name = part.name if part is not None else "data"
     ids = part.ids if part is not None else None
-    return Report.from_logits(logits, targets, classes, split=name, selected=selected, ids=ids)
+    return Report.from_logits(
+        logits, targets, classes, split=name, selected=selected, ids=ids, skipped=skipped
+    )

@@ -17,6 +17,7 @@ from transferkit.errors import ArgumentError, DataError, SelectorError
 from transferkit.features.split import NoSplit, split_model
 from transferkit.features.stored import BATCH_SIZE, FrozenPrefix, Unfit
 from transferkit.freezing import freeze
+from transferkit.loading.checked import Skipped, check_on_error, usable
 from transferkit.loading.row_store import Rows
 from transferkit.loading.sources import image_batches, part_of
 from transferkit.runtime import Execution, given_execution
@@ -33,6 +34,7 @@ class Features:
         classes: Name of each class.
         ids: A name for each image.
         note: How the features came to be, in a few words.
+        skipped: Images that were left out, because they cannot be decoded; they have no row.
     """
 
     x: npt.NDArray[np.float32]
@@ -40,6 +42,7 @@ class Features:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     note: str
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -57,6 +60,7 @@ def extract_features(
     compile: bool | str = "auto",
     execution: Execution | None = None,
     workers: int | None = None,
+    on_error: str = "raise",
 ) -> Features:
     """Run everything but the head of a model over images, once, and return what the head is given.
 
@@ -74,6 +78,8 @@ def extract_features(
         compile: ``True``, ``False``, or ``"auto"`` for where it pays.
         execution: How to run instead of the three before; see ``resolve_execution``.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
+        on_error: What an image that cannot be decoded does: ``"raise"``, or ``"skip"`` to be left
+            out and named in ``skipped``.
 
     Raises:
         ArgumentError: The model has no spec, or its features cannot be told from its head.
@@ -91,10 +97,12 @@ def extract_features(
         raise DataError("Features are extracted from images; this data set gives float tensors instead.")
     if not len(part):
         raise DataError(f"The {part.name!r} part is empty; at least one image is needed.")
+    check_on_error("extract_features", on_error, part)
     execution = given_execution(
         model, execution, owner="extract_features", device=device, precision=precision, compile=compile
     )
     execution.place(model)
+    part, skipped = usable(part, on_error=on_error, workers=workers)
     try:
         with execution.arithmetic():
             found = head_inputs(model, part, execution, workers=workers)
@@ -102,7 +110,7 @@ def extract_features(
         raise ArgumentError(
             f"The features of this {type(unwrapped(model)).__name__} cannot be told from its head: {error}."
         ) from error
-    return Features(_flat(found.rows), part.targets, part.classes, part.ids, found.note)
+    return Features(_flat(found.rows), part.targets, part.classes, part.ids, found.note, skipped)
 
 
 class HeadInputs(NamedTuple):

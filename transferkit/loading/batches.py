@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.loading.balanced import balanced_order
 from transferkit.loading.device_pixels import batches_on_device, to_device
 from transferkit.loading.normalize import normalized
 from transferkit.loading.pixels import Pixels
@@ -78,7 +79,11 @@ def batch_slices(samples: int, batch_size: int, *, at_least_two: bool = False) -
 
 
 class Ordered:
-    """The order of samples and its cut into batches, shared by the sources that can be indexed."""
+    """The order of samples and its cut into batches, shared by the sources that can be indexed.
+
+    Attributes:
+        balanced: Whether a shuffled epoch shows all classes equally often; see ``balanced_order``.
+    """
 
     def __init__(self, targets: npt.NDArray[np.int64], batch_size: int, seed: int, shuffle: bool) -> None:
         self.targets: npt.NDArray[np.int64] | None = targets
@@ -87,6 +92,7 @@ class Ordered:
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self.balanced = False
         self._slices = batch_slices(len(targets), batch_size, at_least_two=shuffle)
 
     def __len__(self) -> int:
@@ -98,9 +104,15 @@ class Ordered:
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         count = len(self._labels)
-        return stream(self._seed, "order", epoch).permutation(count) if self._shuffle else np.arange(count)
+        if not self._shuffle:
+            return np.arange(count)
+        generator = stream(self._seed, "order", epoch)
+        if self.balanced and self.targets is not None:
+            return balanced_order(self.targets, generator)
+        return generator.permutation(count)
 
     def _indices(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the samples of each batch; one that an epoch shows again has another number, modulo ``N``."""
         order = self._order(epoch)
         return (order[part] for part in self._slices[start:])
 
@@ -159,9 +171,13 @@ class ImageBatches(Ordered):
         return self._batches((positions[part] for part in slices), epoch)
 
     def _batches(self, chosen: Iterator[npt.NDArray[np.int64]], epoch: int) -> Iterator[Batch]:
-        for indices, images in batches_on_device(self._pixels, chosen, self._device):
+        # By its number, an image that is shown again is augmented in another way.
+        numbers = list(chosen)
+        positions = (each % len(self._labels) for each in numbers)
+        shown = batches_on_device(self._pixels, positions, self._device)
+        for number, (indices, images) in zip(numbers, shown, strict=True):
             if self._augmentation is not None:
-                drawn = self._augmentation.draw(self._seed, epoch, indices)
+                drawn = self._augmentation.draw(self._seed, epoch, number)
                 images = self._augmentation.apply(images, to_device(drawn, self._device))
             inputs = normalized(
                 images, self._preprocessing, dtype=self._dtype, channels_last=self._channels_last

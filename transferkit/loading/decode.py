@@ -28,6 +28,11 @@ _FORMATS = (
 )
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+
+# How many times as long as it is wide an image may be: a strip of one pixel by a million is a small
+# file, and as large as a disk once it is 256 pixels wide.
+_LONGEST_STRIP = 1000
 
 
 def decode(source: Decodable, *, name: str = "", least: int | None = None) -> Image.Image:
@@ -51,8 +56,9 @@ def decode(source: Decodable, *, name: str = "", least: int | None = None) -> Im
         A new image of mode ``"RGB"``. Any number of threads may decode at once.
 
     Raises:
-        ImageDecodeError: The image is missing, damaged, truncated, of no known format, or larger
-            than ``PIL.Image.MAX_IMAGE_PIXELS`` (in which case nothing of it is decoded).
+        ImageDecodeError: The image is missing, damaged, truncated, of no known format, larger than
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or a strip more than 1000 times as long as it is wide (in
+            the last two cases nothing of it is decoded).
 
     Source:
         Orientation: EXIF 2.32, tag 0x0112.
@@ -69,8 +75,9 @@ begins with b'not an image', is of no known image format.
 
     try:
         if isinstance(source, np.ndarray):
-            return _upright_rgb(_from_array(source))
+            source = _from_array(source)
         if isinstance(source, Image.Image):
+            _refuse_strip(source)
             return _upright_rgb(source)
         with _stream(source) as stream:
             image = open_image(stream)
@@ -81,7 +88,7 @@ begins with b'not an image', is of no known image format.
     except Exception as error:
         path = os.fspath(source) if isinstance(source, str | os.PathLike) else name
         named = f"The image {path!r}" if path else f"An image in memory ({type(source).__name__})"
-        raise ImageDecodeError(f"{named} cannot be decoded: {_reason(error)}.") from error
+        raise ImageDecodeError(f"{named} cannot be decoded: {reason_of(error)}.") from error
 
 
 def _stream(source: object) -> IO[bytes]:
@@ -124,16 +131,43 @@ def open_image(stream: IO[bytes]) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error) as error:
             failure = failure or error
             continue
-        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-        if limit is not None and pixels > limit:
-            raise ValueError(
-                f"its {image.width} x {image.height} pixels exceed the limit of {limit}, as a decompression "
-                "bomb would (raise PIL.Image.MAX_IMAGE_PIXELS if the file can be trusted)"
-            )
+        _refuse_bomb(image)
+        _refuse_strip(image)
         return image
     if failure is not None:
-        raise ValueError(f"it is damaged ({_reason(failure)})") from failure
+        raise ValueError(f"it is damaged ({reason_of(failure)})") from failure
     raise ValueError(f"its content, which begins with {prefix!r}, is of no known image format")
+
+
+def _refuse_bomb(image: Image.Image) -> None:
+    """Refuse an image that says it is too large, or has tiles that are."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    for width, height in (image.size, _tile_size(image)):
+        if limit is not None and width * height > limit:
+            raise ValueError(
+                f"its {width} x {height} pixels exceed the limit of {limit}, as a decompression "
+                "bomb would (raise PIL.Image.MAX_IMAGE_PIXELS if the file can be trusted)"
+            )
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the size of the tiles of a TIFF, each of which is decoded whole, whatever is seen of it."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise ValueError("its tiles have no size")
+    return width, height
+
+
+def _refuse_strip(image: Image.Image) -> None:
+    """Refuse what would become far larger than it is once its shorter side is resized."""
+    if max(image.size) > _LONGEST_STRIP * min(image.size):
+        raise ValueError(
+            f"it is a strip of {image.width} x {image.height} pixels, more than {_LONGEST_STRIP} times as "
+            "long as it is wide"
+        )
 
 
 def _from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
@@ -210,7 +244,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return what an exception says, in a form that continues a sentence."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     lines = text.strip().splitlines()
     reason = lines[0][:300].rstrip(". ") if lines else type(error).__name__

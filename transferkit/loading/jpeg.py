@@ -15,6 +15,7 @@ from transferkit.loading.decode import open_image, orientation_of
 
 _SIGNATURE = b"\xff\xd8\xff"
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
+_LONGEST_FILE = 2**28  # no photo takes more; Pillow reads a file in pieces, and here it is read whole
 
 
 def plain_jpeg(source: Any, *, least: int | None = None) -> npt.NDArray[np.uint8] | None:
@@ -58,7 +59,7 @@ def _content(source: Any) -> npt.NDArray[np.uint8] | None:
         # Without a buffer, and not by numpy.fromfile, which takes twice as long.
         with open(source, "rb", buffering=0) as file:
             begin = file.read(len(_SIGNATURE))
-            if begin != _SIGNATURE:
+            if begin != _SIGNATURE or os.fstat(file.fileno()).st_size > _LONGEST_FILE:
                 return None
             content = bytearray(begin)
             content += file.readall()

@@ -177,7 +177,7 @@ class Pixels:
         return read_pixels(
             self._part.source(index),
             self.preprocessing,
-            name=self._part.ids[index],
+            name=self._part.name_of(index),
             exact=self._exact,
             reduced=self._reduced,
         )

@@ -58,10 +58,10 @@ class RowBatches(Ordered):
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from batch ``start`` on."""
-        for indices in self._indices(number, start):
-            places = indices
+        for samples in self._indices(number, start):
+            places = indices = samples % len(self._labels)
             if self._views > 1:
-                drawn = uniforms(self._seed, number, indices, 1)[:, 0]
+                drawn = uniforms(self._seed, number, samples, 1)[:, 0]
                 places = (drawn * self._views).astype(np.int64) * len(self._labels) + indices
             chosen = torch.from_numpy(indices).to(self._device)
             yield Batch(self._gather(places), self._labels.index_select(0, chosen), indices)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checks import require
+from transferkit.files import sync_folder
 from transferkit.loading.cache import IDS, INDEX, ROWS, open_file, output_errors, remove_damaged
 
 T = TypeVar("T")
@@ -284,17 +285,6 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk; Windows cannot, and does so by itself."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _usable(folder: Path, read: Callable[[], T]) -> T | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from transferkit.checks import check_choice, require
+from transferkit.files import sync_folder
 from transferkit.loading.cache import (
     KINDS,
     RECIPE,
@@ -42,7 +43,6 @@ from transferkit.loading.row_segments import (
     digests_of,
     open_segment,
     segment_name,
-    sync_folder,
     write_synced,
 )
 

@@ -17,7 +17,8 @@ from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part, class_indices
 from transferkit.errors import DataError
-from transferkit.loading.batches import BatchSource, ImageBatches, LoaderBatches
+from transferkit.loading.batches import BatchSource, ImageBatches
+from transferkit.loading.loader_batches import LoaderBatches
 from transferkit.loading.pixels import Pixels
 from transferkit.runtime import Execution
 
@@ -64,6 +65,10 @@ class DatasetPart(Part):
             classes = [str(number) for number in range(int(indices.max(initial=-1)) + 1)]
         super().__init__(_Images(dataset, np.arange(len(dataset))), indices, classes, name=name)
 
+    def name_of(self, index: int) -> str:
+        """Return the id of an image, without loading it."""
+        return self.ids[index]
+
     def take(self, indices: npt.ArrayLike, *, name: str | None = None) -> DatasetPart:
         """Return the part that holds only the images at ``indices``, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -106,17 +111,11 @@ def batches_of(
     *,
     device: str | torch.device,
     batch_size: int,
-    augmentation: Augmentation | None = None,
     shuffle: bool = False,
     seed: int = 0,
-    workers: int | None = None,
-    pixels: Pixels | None = None,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    decode: str = "fast",
-    keep: bool = True,
+    num_classes: int | None = None,
 ) -> BatchSource:
-    """Return the batches of a part, a map-style data set or a loader.
+    """Return the float32 batches of a part, a map-style data set or a loader; see ``image_batches`` too.
 
     Args:
         data: A part of ``load_dataset``, a map-style data set of (image, class index), or an
@@ -124,18 +123,15 @@ def batches_of(
         preprocessing: The model's; needed unless the data is ready for the model.
         device: Where the batches go.
         batch_size: Images in a batch; a loader has its own.
-        augmentation: How training images vary; its stored size is what is decoded.
-        shuffle: Whether each epoch has an order of its own.
-        seed: What order and augmentation follow from.
-        workers: Number of decoding threads; ``None`` stands for one for each processor.
-        pixels: Images that were decoded before, for the same part and stored size.
-        dtype: Of images of a part; a loader has its own.
-        channels_last: Whether the channels of images of a part lie last in memory.
-        decode: ``"fast"`` or ``"exact"``; see ``pixels_of``.
-        keep: Whether decoded images are kept for later epochs.
+        shuffle: Whether each epoch has an order of its own; a loader sees to it itself.
+        seed: What the order follows from.
+        num_classes: Number of the model's outputs, which labels that are met on the way must be below.
+
+    Raises:
+        DataError: The data gives images, and there is no preprocessing for them.
     """
     if isinstance(data, DataLoader) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
-        return LoaderBatches(data, device=device)
+        return LoaderBatches(data, device=device, num_classes=num_classes)
     part = part_of(data)
     if part is None:
         # A generator of its own keeps the order apart from the user's random state.
@@ -143,26 +139,14 @@ def batches_of(
         loader: DataLoader[Any] = DataLoader(
             data, batch_size=batch_size, shuffle=shuffle, generator=generator
         )
-        return LoaderBatches(loader, device=device)
+        return LoaderBatches(loader, device=device, num_classes=num_classes)
     if preprocessing is None:
         raise DataError(
             "The model has no preprocessing for these images; "
             "give it one with transferkit.attach_spec(model, head=..., preprocessing=...)."
         )
-    if pixels is None:
-        pixels = stored_pixels(part, preprocessing, augmentation, workers=workers, decode=decode, keep=keep)
-    return ImageBatches(
-        pixels,
-        part.targets,
-        preprocessing,
-        device=device,
-        batch_size=batch_size,
-        augmentation=augmentation,
-        shuffle=shuffle,
-        seed=seed,
-        dtype=dtype,
-        channels_last=channels_last,
-    )
+    plain = Execution(str(device), "fp32", channels_last=False)
+    return image_batches(part, preprocessing, plain, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
 
 def stored_pixels(
@@ -193,7 +177,20 @@ def image_batches(
     pixels: Pixels | None = None,
     keep: bool = True,
 ) -> ImageBatches:
-    """Return the batches of a part in the form in which a model runs; see ``batches_of``."""
+    """Return the batches of a part in the form in which a model runs.
+
+    Args:
+        part: The images.
+        preprocessing: The model's.
+        execution: Where the batches go, in what form, and how images are decoded.
+        batch_size: Images in a batch.
+        augmentation: How training images vary; its stored size is what is decoded.
+        shuffle: Whether each epoch has an order of its own.
+        seed: What order and augmentation follow from.
+        workers: Number of decoding threads; ``None`` stands for one for each processor.
+        pixels: Images that were decoded before, for the same part and stored size.
+        keep: Whether decoded images are kept for later epochs.
+    """
     if pixels is None:
         pixels = stored_pixels(
             part, preprocessing, augmentation, workers=workers, decode=execution.decode, keep=keep

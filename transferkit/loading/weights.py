@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickletools
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +16,19 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from transferkit.errors import (
     CheckpointCorruptError,
     CheckpointError,
-    UnsafeCheckpointError,
     WeightsMismatchError,
 )
+from transferkit.loading.tensor_files import read_tensors
+from transferkit.loading.torch_files import read_torch_file
+from transferkit.loading.wording import first_line, printable
+from transferkit.registry import shown
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-_ZIP = b"PK\x03\x04"
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
-# Parts of torch's messages where it met something that loading weights alone does not need.
-_REFUSALS = ("allowed global", "is blocked", "allowlist", "call reduce", "must be imported", ".tar format")
 _SHOWN = 8
+_MOST_WRAPPERS = 8  # around one another; a file can put a dict into itself
 
 
 def is_path(weights: str | os.PathLike[str]) -> bool:
@@ -77,7 +76,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} must have a name that ends in one of {', '.join(SUFFIXES)}, which tells its format."
         )
-    read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_torch
+    read = read_tensors if path.suffix.lower() == ".safetensors" else read_torch_file
     try:
         content = read(path)
     except OSError as error:
@@ -114,7 +113,7 @@ def load_weights(
     try:
         # Not strict: modules bring old keys up to date by themselves while they load.
         missing, unexpected = module.load_state_dict(chosen, strict=False) if not kinds else ([], [])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of another shape, or of a version that a module cannot read
         shapes = [
             f"{name} ({list(tensor.shape)} in the file, {list(own[name].shape)} in the model)"
             for name, tensor in chosen.items()
@@ -124,7 +123,7 @@ def load_weights(
         unexpected = [name for name in chosen if name not in own]
         if not shapes:
             raise WeightsMismatchError(
-                f"{source} does not fit this {type(module).__name__}: {error}."
+                f"{source} does not fit this {type(module).__name__}: {first_line(error)}."
             ) from error
     missing = [name for name in missing if not _is_in(name, without)]
     found = {
@@ -144,7 +143,7 @@ def _is_in(name: str, path: str | None) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
 
 
 def _with_versions(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -163,142 +162,74 @@ def _with_versions(state: dict[str, Tensor], module: nn.Module) -> dict[str, Ten
     return versioned
 
 
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointCorruptError(f"{path} is damaged, or is no safetensors file: {error}.") from error
-
-
-def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(len(_ZIP))
-    if start == _ZIP:
-        _check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        foreign = sorted(set(_foreign_names(path)))
-        refused = any(refusal in str(error) for refusal in _REFUSALS)
-        # A file of nothing but zeros, as a crash may leave it, passes for an archive of tar.
-        if foreign or (refused and start[:1] != b"\0"):
-            what = f"run {', '.join(foreign[:_SHOWN])}" if foreign else "run code"
-            raise UnsafeCheckpointError(
-                f"{path} was not loaded, because it would have to {what}; "
-                "save the model's state_dict() and load that."
-            ) from error
-        # torch puts what happened after advice that does not apply here.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-        reason = reason.rstrip(".") or type(error).__name__
-        raise CheckpointCorruptError(
-            f"{path} is damaged, or was not written by torch.save: {reason}."
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what torch.load would not notice: flipped bits, and archives that unpack to more."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-                raise UnsafeCheckpointError(
-                    f"{path} was not loaded, because it is a TorchScript program; "
-                    "save the model's state_dict() and load that."
-                )
-            plain = all(_is_plain(entry) for entry in entries)
-            if not plain or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise CheckpointCorruptError(
-                    f"{path} is damaged, or was not written by torch.save: its parts and its size disagree."
-                )
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
-        raise CheckpointCorruptError(f"{path} is damaged: {error}.") from error
-    if wrong is not None:
-        raise CheckpointCorruptError(f"{path} is damaged: the checksum of {wrong!r} in it is wrong.")
-
-
-def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry of an archive is as torch.save writes it.
-
-    For others, such as one that is marked as a folder, torch.load returns numbers that nobody wrote.
-    """
-    marked_as_folder = entry.external_attr & 0x10
-    stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
-    return stored and not marked_as_folder
-
-
-def _foreign_names(path: Path) -> Iterator[str]:
-    """Yield what the pickles in a file name that is of no use for weights; nothing is loaded."""
-    with path.open("rb") as file:
-        if file.read(len(_ZIP)) == _ZIP:
-            with zipfile.ZipFile(path) as archive:
-                for entry in archive.namelist():
-                    if entry.endswith("/data.pkl"):
-                        with archive.open(entry) as pickled:
-                            yield from _foreign_names_in(pickled)
-        else:
-            file.seek(0)
-            yield from _foreign_names_in(file)
-
-
-def _foreign_names_in(file: IO[bytes]) -> Iterator[str]:
-    recent: list[str] = []
-    try:
-        for _ in range(5):  # the older format is a series of pickles
-            for operation, argument, _ in pickletools.genops(file):
-                name = ""
-                if operation.name in ("GLOBAL", "INST"):
-                    name = str(argument).replace(" ", ".")
-                elif operation.name == "STACK_GLOBAL":
-                    name = ".".join(recent[-2:])
-                elif isinstance(argument, str):
-                    recent = [*recent[-1:], argument]
-                if name and name.partition(".")[0] not in ("torch", "collections"):
-                    yield name
-    except Exception:  # what follows is no pickle
-        return
-
-
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state dict in what a file held, and check that it is one."""
-    while isinstance(content, dict):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
+    # By dict.get and dict.items: a file can give an OrderedDict attributes of these names.
+    for _ in range(_MOST_WRAPPERS):
+        inner = None
+        if isinstance(content, dict):
+            found = (dict.get(content, key) for key in _WRAPPERS)
+            inner = next((each for each in found if isinstance(each, dict)), None)
         if inner is None:
             break
         content = inner
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no state dict, but {_kind(content)}.")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for name, value in dict.items(content):
+        if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
+            entry = shown(name) if isinstance(name, (str, int)) else _kind(name)
             raise CheckpointError(
-                f"{path} holds no state dict: its entry {name!r} is {_kind(value)}, where a tensor should be."
+                f"{path} holds no state dict: its entry {entry} is {_kind(value)}, where a tensor should be."
             )
-        _check_tensor(name, value, path)
-    for prefix in _present(content, _PREFIXES):
-        consume_prefix_in_state_dict_if_present(content, prefix)
-    return content
+        state[name] = _plain_tensor(name, value, path)
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()
+    }
+    if sum(storages.values()) > path.stat().st_size:
+        raise CheckpointCorruptError(f"{path} is damaged: its tensors are larger than the file.")
+    if hasattr(content, "_metadata"):
+        state._metadata = _versions(content._metadata, path)  # type: ignore[attr-defined]  # torch sets it, undeclared
+    for prefix in _present(state, _PREFIXES):
+        consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
+
+
+def _versions(metadata: Any, path: Path) -> OrderedDict[str, dict[str, int]]:
+    """Return the versions of modules that ``torch.save`` keeps, after a check that they are such."""
+    modules = list(dict.items(metadata)) if isinstance(metadata, dict) else [(None, None)]
+    kept: OrderedDict[str, dict[str, int]] = OrderedDict()
+    for name, entry in modules:
+        version = dict.get(entry, "version") if isinstance(entry, dict) else ""
+        if not isinstance(name, str) or not (version is None or type(version) is int):
+            raise CheckpointCorruptError(f"{path} is damaged: it does not tell the versions of its modules.")
+        kept[name] = {} if version is None else {"version": version}
+    return kept
 
 
 def _kind(value: object) -> str:
     return "an empty dict" if value == {} else f"a {type(value).__name__}"
 
 
-def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
-    """Refuse a tensor that does not have the numbers that its shape promises."""
-    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-    if plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
-        return
-    raise CheckpointCorruptError(
-        f"{path} does not hold the numbers of {name!r}, {tensor.dtype} of shape {list(tensor.shape)}."
-    )
+def _plain_tensor(name: str, value: Tensor, path: Path) -> Tensor:
+    """Return a tensor without what a file may have hung on it, and refuse one without its numbers."""
+    try:
+        tensor = Tensor.detach(value)
+        described = f"{tensor.dtype} of shape {list(tensor.shape)}"
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        plain = plain and not (tensor.is_nested or tensor.is_quantized)
+        # A few bytes can be given any number of rows and columns.
+        if plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
+            return tensor
+    except RuntimeError:  # such as a nested one, which has no shape
+        described = "a tensor without a shape"
+    raise CheckpointCorruptError(f"{path} does not hold the numbers of {shown(name)}, {described}.")
 
 
 def _present(state: dict[str, Tensor], prefixes: Iterable[str]) -> Iterator[str]:
-    """Yield the prefixes that every key has, for as long as one is found; the keys change meanwhile."""
-    while prefix := next((each for each in prefixes if all(key.startswith(each) for key in state)), None):
+    """Yield the prefixes that every key has, one after the other; the keys change meanwhile."""
+    for _ in range(_MOST_WRAPPERS):
+        prefix = next((each for each in prefixes if all(key.startswith(each) for key in state)), None)
+        if prefix is None:
+            return
         yield prefix

@@ -33,11 +33,11 @@ class AveragedWeights:
         TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
 
     >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(model.weight, 0.0)
     >>> averages = AveragedWeights(model, decay=0.5)
-    >>> before = float(model.weight)
-    >>> _ = model.weight.data.add_(11.0)
+    >>> _ = nn.init.constant_(model.weight, 11.0)
     >>> averages.update()
-    >>> round(float(averages.state["weight"]) - before, 4)  # a decay of 2/11 in the first update
+    >>> round(averages.state["weight"].item(), 4)  # the decay of the first update is 2/11
     9.0
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,6 +11,10 @@ from transferkit.evaluation.drawing import BLUE, GREY, VERMILION, new_figure, sh
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# What the width of a plot has room for: epochs that are named, and letters of the names of phases.
+_MOST_TICKS, _LETTERS = 12, 56
+_STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
 
 _COLUMNS = (
     ("epoch", "epoch", "{:d}"),
@@ -103,11 +108,21 @@ class History(Sequence[dict[str, Any]]):
             for part, color, style in (("train", BLUE, "o--"), ("val", VERMILION, "s-")):
                 values = [row.get(f"{part}_{key}") for row in self._rows]
                 if any(value is not None for value in values):
-                    axes.plot(places, values, style, label=part, color=color, markersize=4)
+                    axes.plot(
+                        places, values, style, label=part, color=color, markersize=4 if len(self) <= 40 else 0
+                    )
             best = self.best
             if best is not None and best.get(f"val_{key}") is not None:
                 place = places[next(number for number, row in enumerate(self._rows) if row is best)]
-                axes.plot(place, best[f"val_{key}"], "*", color="black", markersize=12, label="kept")
+                axes.plot(
+                    place,
+                    best[f"val_{key}"],
+                    "o",
+                    color="black",
+                    fillstyle="none",
+                    markersize=11,
+                    label="kept",
+                )
             axes.set_title(label.capitalize(), fontsize=11, pad=18)
             axes.set(xlabel="epoch", ylabel=label)
             self._mark_phases(axes, places)
@@ -129,8 +144,9 @@ class History(Sequence[dict[str, Any]]):
             place: "fit" if row.get("c") is not None else str(row["epoch"])
             for place, row in zip(places, self._rows, strict=True)
         }
-        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]  # a MaxNLocator
-        axes.xaxis.set_major_formatter(lambda value, _: names.get(round(value), ""))
+        step = next(step for step in _STEPS if len(places) <= _MOST_TICKS * step)
+        shown = [place for place in places if place % step == 0]
+        axes.set_xticks(shown, [names[place] for place in shown])
         if not places:
             return
         axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
@@ -143,9 +159,10 @@ class History(Sequence[dict[str, Any]]):
             left, right = places[start] - 0.5, places[stop - 1] + 0.5
             if order % 2:
                 axes.axvspan(left, right, color="0.92", zorder=0)
-            room = max(4, int(34 * (stop - start) / len(places)))
+            room = max(3, int(_LETTERS * (stop - start) / len(places)))
+            trains = re.sub(r"[\[\]'\"]", "", str(self._rows[start].get("train", "")))
             axes.annotate(
-                shortened(str(self._rows[start].get("train", "")), room),
+                shortened(trains, room),
                 ((left + right) / 2, 1), (0, 3), xycoords=("data", "axes fraction"),
                 textcoords="offset points", ha="center", fontsize=8, color=GREY, parse_math=False,
             )  # fmt: skip
