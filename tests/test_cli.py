@@ -52,7 +52,9 @@ def test_train_writes_a_whole_run(trained):
     pytest.importorskip("matplotlib")
     run, _ = trained
     expected = {"config.json", "history.jsonl", "history.png", "model", "report.json", "result.csv"}
-    assert {path.name for path in run.iterdir()} == expected | {"confusion_matrix.png", "predictions.png"}
+    expected |= {"confusion_matrix.png", "predictions.png", "reliability.png", "training_images.png"}
+    expected |= {"grad_cam.png"}
+    assert {path.name for path in run.iterdir()} - {"mistakes.png"} == expected
     report = json.loads((run / "report.json").read_text())
     assert report["split"] == "val"
     config = json.loads((run / "config.json").read_text())

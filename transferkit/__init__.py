@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.datasets.registry import list_datasets as list_datasets
     from transferkit.datasets.registry import register_dataset as register_dataset
     from transferkit.errors import TransferkitError as TransferkitError
+    from transferkit.evaluation.grad_cam import grad_cam as grad_cam
     from transferkit.evaluation.report import Report as Report
     from transferkit.evaluation.scoring import evaluate as evaluate
     from transferkit.features.extract import Features as Features
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.training.recipes import register_recipe as register_recipe
     from transferkit.training.steps import eval_step as eval_step
     from transferkit.training.steps import train_step as train_step
+    from transferkit.training.tensorboard import TensorBoard as TensorBoard
 
 # A public name, and the module that defines it.
 _HOMES = {
@@ -78,6 +80,7 @@ _HOMES = {
     "Splits": "transferkit.datasets.base",
     "Stage": "transferkit.backbones.spec",
     "Summary": "transferkit.model_summary",
+    "TensorBoard": "transferkit.training.tensorboard",
     "Trainer": "transferkit.trainer",
     "TransferkitError": "transferkit.errors",
     "attach_spec": "transferkit.backbones.attach",
@@ -87,6 +90,7 @@ _HOMES = {
     "evaluate": "transferkit.evaluation.scoring",
     "extract_features": "transferkit.features.extract",
     "freeze": "transferkit.freezing",
+    "grad_cam": "transferkit.evaluation.grad_cam",
     "list_augmentations": "transferkit.augmentations",
     "list_backbones": "transferkit.backbones.registry",
     "list_datasets": "transferkit.datasets.registry",

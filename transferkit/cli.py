@@ -153,6 +153,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="time between two checkpoints; longer where writing takes more than 2%% of it (120)",
     )
     add("--checkpoint-steps", type=int, metavar="N", help="steps between two checkpoints (none)")
+    add("--tensorboard", action="store_true", help="write the run for TensorBoard too, into RUN/tensorboard")
     _add_on_error(parser, "be left out")
     _add_run_options(parser, trains=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -129,7 +129,7 @@ def _select(
 ) -> set[str]:
     # A module or tensor can be a collection, and a module is a callable, but its giver means neither.
     if isinstance(selectors, Collection) and not isinstance(selectors, (str, nn.Module, Tensor)):
-        several: list[Selector] = list(selectors)
+        several: list[Any] = list(selectors)
     else:
         several = [selectors]
     require(bool(several), owner, argument, "at least one selector", selectors)

@@ -16,7 +16,9 @@ from transferkit.backbones.spec import find_spec
 from transferkit.checks import check_choice, check_int, check_positive, require
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError
+from transferkit.heads import head_module, head_out_features
 from transferkit.loading.checked import ON_ERROR, Skipped, check_on_error, usable
+from transferkit.loading.loader_batches import dead_workers_told
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import load_model, save_model, spec_to_dict
 from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
@@ -198,6 +200,7 @@ class Trainer:
             execution=self.execution,
             seed=self.seed,
             workers=self.workers,
+            num_classes=None if self._preprocessing is None else head_out_features(head_module(self.model)),
         )
         skipped = self._leave_out(data)
         check_classes(self.model, data)
@@ -228,7 +231,8 @@ class Trainer:
             if directory is not None and skipped:
                 directory.write_skipped(skipped)
             self.history = run.history
-            run.go(self.checkpoints)
+            with dead_workers_told():
+                run.go(self.checkpoints)
         describe(self.model, data)
         self.model.eval()
         if directory is not None:

@@ -156,6 +156,14 @@ def test_all_models_of_torchvision_are_as_their_records_say():
             compared.add((spec.preprocessing, repr(transforms)))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "regnet_x_400mf", "swin_t"])
+def test_without_values_it_has_the_shapes_that_it_has_with_them(name):
+    with torch.device("meta"):
+        without = load_backbone(name, weights=None, num_classes=3)
+    assert {tensor.device.type for tensor in without.state_dict().values()} == {"meta"}
+    assert shapes_of(without) == shapes_of(load_backbone(name, weights=None, num_classes=3))
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "parameter"),
     [

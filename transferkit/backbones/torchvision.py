@@ -14,6 +14,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from transferkit.backbones.preprocessing import Preprocessing
@@ -25,6 +26,23 @@ from transferkit.checks import check_choice, check_int, require
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DownloadError, OutputError
 from transferkit.loading.weights import load_weights
 from transferkit.module_tree import find_module
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Keeps ``torch.arange`` on the CPU, so that what is computed from it can be read.
+
+    RegNet's builder reads the widths of its blocks from such tensors, which have no values under
+    ``torch.device("meta")``.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, on the CPU if it is ``torch.arange`` and no device is given."""
+        named = dict(kwargs or {})
+        if func is torch.arange:
+            named.setdefault("device", "cpu")
+        return func(*args, **named)
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ class TorchvisionFactory:
         classes = None if entry is None else tuple(entry.meta["categories"])
         outputs = len(classes) if classes else 1000 if num_classes is None else num_classes
         try:
-            module = models.get_model(self.name, weights=None, num_classes=outputs, **arguments)
+            with _NumbersOnCpu() if family.widths_from_tensors else contextlib.nullcontext():
+                module = models.get_model(self.name, weights=None, num_classes=outputs, **arguments)
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"torchvision cannot build {self.name!r} as asked: {error}.") from error
         if entry is not None:

@@ -34,6 +34,7 @@ class Family:
         arguments: Builder arguments that differ from torchvision's defaults.
         pretrained_arguments: Builder arguments that apply besides where weights are loaded.
         renames: Pattern and replacement for keys of torchvision's files.
+        widths_from_tensors: Whether the builder reads the widths of layers from tensors.
     """
 
     head: str
@@ -49,6 +50,7 @@ class Family:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrained_arguments: Mapping[str, Any] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
+    widths_from_tensors: bool = False
 
 
 _RESNET = Family(
@@ -165,7 +167,11 @@ _MNASNET = Family(
     ),
 )
 _EFFICIENTNET = Family(head="classifier.1", stages=(Each("stage", "features"),))
-_REGNET = Family(head="fc", stages=(Stage("stem", ("stem",)), Each("block", "trunk_output")))
+_REGNET = Family(
+    head="fc",
+    stages=(Stage("stem", ("stem",)), Each("block", "trunk_output")),
+    widths_from_tensors=True,
+)
 _CONVNEXT = Family(
     head="classifier.2",
     stages=(

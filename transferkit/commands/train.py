@@ -12,7 +12,13 @@ from transferkit.errors import ArgumentError
 from transferkit.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from transferkit.datasets.base import Splits
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from transferkit.augmentations import Augmentation
+    from transferkit.datasets.base import Part, Splits
+    from transferkit.evaluation.report import Report
     from transferkit.training.phases import Phase
 
 
@@ -23,12 +29,11 @@ def train(options: Options) -> None:
     from transferkit.backbones.load import load_backbone
     from transferkit.backbones.spec import spec_of
     from transferkit.checks import check_int, require
-    from transferkit.evaluation.scoring import evaluate as score
     from transferkit.heads import replace_head
-    from transferkit.loading.checked import usable
-    from transferkit.run_outputs import save_figure, write_report
+    from transferkit.run_outputs import write_figures, write_report
     from transferkit.trainer import Trainer
     from transferkit.training.keeping import Checkpoints
+    from transferkit.training.tensorboard import TensorBoard
 
     if options.out is None and (options.resume or options.resume_from):
         raise ArgumentError("To resume a run, give its run directory with --out.")
@@ -52,11 +57,13 @@ def train(options: Options) -> None:
     model = load_backbone(options.backbone, weights=weights, image_size=options.image_size)
     replace_head(model, len(splits.classes), classes=splits.classes)
     how = run_options(options, model)
+    board = TensorBoard(out / "tensorboard") if options.tensorboard else None
     trainer = Trainer(
         model,
         recipe=phases,
         lr=options.lr,
         augmentation=options.augmentation,
+        callbacks=() if board is None else (board,),
         seed=options.seed,
         run_dir=out,
         checkpoints=Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps),
@@ -68,21 +75,58 @@ def train(options: Options) -> None:
     size = spec_of(model).preprocessing.size
     tell(options, f"runs on {trainer.execution}; images of {size} px")
     history = trainer.fit(splits, epochs=options.epochs, resume=resume)
+    report, part = _evaluate(options, model, splits, how)
+    notes = []
+    if report is not None and part is not None:
+        notes = write_report(report, part, out)
+    if board is not None:
+        if report is not None:
+            board.add_report(report)
+        board.close()
+    notes += write_figures(
+        out,
+        model,
+        splits.train,
+        history,
+        report=report,
+        part=part,
+        augmentation=_shown_augmentation(options, phases, model),
+        seed=options.seed,
+    )
+    for note in dict.fromkeys(notes):
+        tell(options, note)
     result: dict[str, Any] = {"run": str(out), "epochs": len(history), "best": history.best}
     text = f"run directory: {out}"
-    part = splits.val if splits.test is None else splits.test
-    if part is not None:
-        if options.batch_size == "auto":
-            how["batch_size"] = 64
-        part, skipped = usable(part, on_error=options.on_error, workers=options.workers)
-        report = dataclasses.replace(score(model, part, **how), skipped=skipped)
-        for note in write_report(report, part, out):
-            tell(options, note)
+    if report is not None:
         result["report"] = report.to_dict()
         text = f"{report}\n\n{text}"
-    for note in save_figure(out / "history.png", history.plot):
-        tell(options, note)
     show(options, text, result)
+
+
+def _evaluate(
+    options: Options, model: nn.Module, splits: Splits, how: dict[str, Any]
+) -> tuple[Report | None, Part | None]:
+    """Score a model on the test part or, without one, the validation part; return what was scored too."""
+    from transferkit.evaluation.scoring import evaluate as score
+    from transferkit.loading.checked import usable
+
+    part = splits.val if splits.test is None else splits.test
+    if part is None:
+        return None, None
+    if options.batch_size == "auto":
+        how = how | {"batch_size": 64}
+    part, skipped = usable(part, on_error=options.on_error, workers=options.workers)
+    return dataclasses.replace(score(model, part, **how), skipped=skipped), part
+
+
+def _shown_augmentation(options: Options, phases: Sequence[Phase], model: nn.Module) -> Augmentation | None:
+    """Return the augmentation of the last phase that has one, for the figure of training images."""
+    from transferkit.augmentations import augmentation
+    from transferkit.backbones.spec import spec_of
+
+    names = [options.augmentation or phase.augmentation for phase in phases if not phase.head_only]
+    name = next((name for name in reversed(names) if name not in (None, "none")), None)
+    return None if name is None else augmentation(name, spec_of(model).preprocessing)
 
 
 def _free_run_directory(options: Options) -> Path:

@@ -9,7 +9,10 @@ from transferkit.training.phases import Phase
 from transferkit.training.steps import StepResult
 
 if TYPE_CHECKING:
+    from torch import nn
     from tqdm import tqdm
+
+    from transferkit.training.loop import PhaseTools
 
 
 class Callback:
@@ -23,8 +26,14 @@ class Callback:
     def phase_start(self, number: int, phase: Phase, note: str) -> None:
         """Before a phase: its number from 0, its record, and how it runs, in one line."""
 
+    def phase_ready(self, model: nn.Module, tools: PhaseTools) -> None:
+        """After ``phase_start``, before the first epoch: the model, and what the phase trains with."""
+
     def epoch_start(self, epoch: int, samples: int | None, steps: int) -> None:
         """Before an epoch: its number from 1, its samples (where known) and its batches."""
+
+    def epoch_resumed(self, steps: int) -> None:
+        """After ``epoch_start`` of an epoch that was interrupted: the batches of it that are done."""
 
     def step_end(self, result: StepResult) -> None:
         """After a batch. Reading ``result.loss`` waits for the device."""

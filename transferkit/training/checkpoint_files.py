@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from transferkit.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError
-from transferkit.files import sync_folder
+from transferkit.files import parse_json, sync_folder
+from transferkit.loading.tensor_files import read_tensors, write_tensors
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -183,9 +183,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: There is none.
         CheckpointCorruptError: A file is missing, damaged, or is not what the manifest says.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(path).expanduser()
     manifest = _manifest_of(folder)
     for name, entry in manifest["files"].items():
@@ -194,22 +191,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 f"The checkpoint {folder} is damaged: {name} has changed or is missing."
             )
     try:
-        state = json.loads((folder / _STATE).read_bytes())
-        tensors = load_file(folder / _TENSORS)
-        best = load_file(folder / _BEST) if _BEST in manifest["files"] else {}
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        state = parse_json((folder / _STATE).read_bytes())
+        tensors = read_tensors(folder / _TENSORS)
+        best = read_tensors(folder / _BEST) if _BEST in manifest["files"] else {}
+    except (OSError, ValueError) as error:
         raise CheckpointCorruptError(f"The checkpoint {folder} is damaged: {error}.") from error
     return Checkpoint(folder, manifest["number"], state, tensors, best)
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = parse_json((folder / _MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         if not folder.is_dir():
             raise CheckpointError(f"There is no checkpoint {folder}.") from None
         raise CheckpointCorruptError(f"The checkpoint {folder} is damaged: {_MANIFEST} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointCorruptError(f"The checkpoint {folder} is damaged: {_MANIFEST}: {error}.") from error
     valid = (
         isinstance(manifest, dict)
@@ -253,15 +250,6 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise OSError(errno.EIO, str(error)) from error
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    write_tensors(path, tensors)
     with path.open("rb+") as file:
         os.fsync(file.fileno())

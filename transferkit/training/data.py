@@ -33,6 +33,7 @@ class TrainingData:
         workers: Number of decoding threads.
         batch_size: Images in a batch.
         keep: Whether decoded images are kept for later epochs and phases.
+        num_classes: The model's outputs, which the labels of a loader must stay below.
 
     Attributes:
         seed: As given.
@@ -52,6 +53,7 @@ class TrainingData:
         workers: int | None = None,
         batch_size: int = 64,
         keep: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         self.train = part_of(train, name="train") or train if hasattr(train, "__getitem__") else train
         self.val = part_of(val, name="val") or val if hasattr(val, "__getitem__") else val
@@ -62,6 +64,7 @@ class TrainingData:
         self._preprocessing = preprocessing
         self.execution = execution
         self._workers = workers
+        self._num_classes = num_classes
         self._pixels: dict[tuple[int, Preprocessing, bool], Pixels] = {}
 
     @property
@@ -134,6 +137,7 @@ class TrainingData:
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
+            num_classes=self._num_classes,
         )
 
     def _image_batches(

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
+from transferkit.classification import CrossEntropy
 from transferkit.errors import NonFiniteError
 from transferkit.evaluation.scoring import collect_logits
 from transferkit.loading.batches import Batch, BatchSource
@@ -161,6 +161,8 @@ def run_epoch(
     keeper = Keeper() if keeper is None else keeper
     for callback in callbacks:
         callback.epoch_start(epoch, tools.train.samples(), len(tools.train))
+        if progress.updates:
+            callback.epoch_resumed(progress.updates * phase.accumulate)
     started = time.perf_counter()
     device = torch.device(tools.execution.device)
     # Nothing of this is read before the epoch is over, because reading waits for an accelerator.
@@ -324,7 +326,7 @@ def validate(tools: PhaseTools) -> dict[str, Any]:
     if tools.val is None:
         return {"val_loss": None, "val_accuracy": None}
     logits, targets = collect_logits(tools.module, tools.val, tools.execution)
-    loss = float(F.cross_entropy(logits, targets))
+    loss = float(CrossEntropy()(logits, targets))
     if not math.isfinite(loss):
         raise NonFiniteError(f"The log loss of the validation part is {loss}; lower the learning rate.")
     return {

@@ -143,6 +143,8 @@ class Run:
         phase, batches = self._solved_or_by_steps(number, batches)
         tools = self._build_tools(phase, batches)
         self._announce(number, phase, tools, batches.how)
+        for callback in self.callbacks:
+            callback.phase_ready(self.model, tools)
         progress = Progress(1 + epochs_of(self.phases[:number]))
         if self._resumed is not None:
             progress = self._resume_tools(tools, self._resumed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transferkit.errors import CheckpointCorruptError, OutputError, RunDirectoryError
-from transferkit.files import write_text
+from transferkit.files import parse_json, write_text
 from transferkit.loading.checked import Skipped, skipped_csv
 
 
@@ -85,10 +85,10 @@ class RunDirectory:
                 f"The folder {self.path} holds something, but no run that could be resumed; choose a new one."
             )
         try:
-            config = json.loads(self._config.read_bytes())
+            config = parse_json(self._config.read_bytes())
             fits = isinstance(config["settings"], dict) and isinstance(config["execution"], dict)
             fits = fits and isinstance(config["phases"], list) and isinstance(config["decisions"], list)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointCorruptError(f"{self._config} is damaged: {error!r}.") from error
         if not fits:
             raise CheckpointCorruptError(f"{self._config} is damaged: it is not what a run writes.")
@@ -121,8 +121,8 @@ class RunDirectory:
             CheckpointCorruptError: It is missing or damaged.
         """
         try:
-            return [json.loads(line) for line in self._history.read_text("utf-8").splitlines()]
-        except (OSError, ValueError, RecursionError) as error:
+            return [parse_json(line) for line in self._history.read_text("utf-8").splitlines()]
+        except (OSError, ValueError) as error:
             raise CheckpointCorruptError(f"{self._history} is damaged: {error}.") from error
 
     @property

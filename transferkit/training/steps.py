@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferkit.classification import count_correct, logits_of, loss_of
-from transferkit.errors import NonFiniteError
+from transferkit.errors import DataError, NonFiniteError
 from transferkit.runtime import Execution
 
 
@@ -77,7 +77,7 @@ def train_step(
     """
     inputs, targets = batch[0], batch[1]
     with execution.autocast() if execution is not None else nullcontext():
-        output = model(inputs)
+        output = _output(model, inputs)
     loss = loss_of(output, targets, criterion)
     _check_finite("loss", loss.detach(), failed)
     total = loss if weight == 1.0 else loss * weight
@@ -91,6 +91,18 @@ def train_step(
         finally:
             optimizer.zero_grad(set_to_none=True)
     return StepResult(loss.detach(), count_correct(logits_of(output).detach(), targets), len(targets))
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Any:
+    try:
+        return model(inputs)
+    except ValueError as error:
+        if len(inputs) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "Batch norm cannot train on a batch of one image; give the DataLoader drop_last=True "
+            "or another batch_size."
+        ) from error
 
 
 def _step(
