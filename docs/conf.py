@@ -1,13 +1,18 @@
 """Configuration of the documentation; build with ``sphinx-build -W docs docs/_build``."""
 
+import sys
+from pathlib import Path
+
 import transferkit
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
 
 project = "transferkit"
 author = "transferkit contributors"
 copyright = "transferkit contributors"
 version = release = transferkit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "examples"]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 

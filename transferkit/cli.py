@@ -14,6 +14,8 @@ from transferkit.errors import TransferkitError
 from transferkit.files import write_stdout
 from transferkit.loading.cache import KINDS
 
+_DATA = "a folder or zip archive of images, a CSV table, or the name of a data set"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
@@ -95,7 +97,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what = "adapt a backbone to your images"
     parser = commands.add_parser("train", help=what, description=f"{what[0].upper()}{what[1:]}.")
     add = parser.add_argument
-    add("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    add("data", metavar="DATA", help=_DATA)
     add("--backbone", default="mini", metavar="NAME", help="see 'transferkit backbones' (mini)")
     add(
         "--weights",
@@ -162,7 +164,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     what = "score a trained model on images"
     parser = commands.add_parser("evaluate", help=what, description=f"{what[0].upper()}{what[1:]}.")
     parser.add_argument("run", metavar="RUN", help="the run directory")
-    parser.add_argument("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    parser.add_argument("data", metavar="DATA", help=_DATA)
     parser.add_argument(
         "--label-from", metavar="REGEX", help="takes the label from the file name (that of the run)"
     )
@@ -189,7 +191,7 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what = "compare backbones on your images, before any is trained"
     parser = commands.add_parser("probe", help=what, description=f"{what[0].upper()}{what[1:]}.")
     add = parser.add_argument
-    add("data", metavar="DATA", help="a folder of images, or the name of a data set")
+    add("data", metavar="DATA", help=_DATA)
     add(
         "--backbone",
         action="append",

@@ -51,7 +51,7 @@ def train(options: Options) -> None:
     )
     phases = _phases(options)
     splits = _load_data(options)
-    tell(options, _describe(splits))
+    tell(options, str(splits))
     weights = None if options.weights == "none" else options.weights
     torch.manual_seed(options.seed)
     model = load_backbone(options.backbone, weights=weights, image_size=options.image_size)
@@ -210,10 +210,3 @@ def _load_data(options: Options) -> Splits:
         shots=options.shots,
         seed=options.seed,
     )
-
-
-def _describe(splits: Splits) -> str:
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
-    names = ", ".join(splits.classes[:10]) + (" …" if len(splits.classes) > 10 else "")
-    return f"{len(splits.classes)} classes ({names}); images: {counts}"

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.datasets.base import Part, class_indices
+from transferkit.datasets.huggingface import is_huggingface, read_huggingface
 from transferkit.errors import DataError
 from transferkit.loading.batches import BatchSource, ImageBatches
 from transferkit.loading.loader_batches import LoaderBatches
@@ -63,7 +64,9 @@ class DatasetPart(Part):
         self.has_names = classes is not None
         if classes is None:
             classes = [str(number) for number in range(int(indices.max(initial=-1)) + 1)]
-        super().__init__(_Images(dataset, np.arange(len(dataset))), indices, classes, name=name)
+        # torchvision's Imagenette has tuples of several names.
+        names = [each if isinstance(each, str) else str(each) for each in classes]
+        super().__init__(_Images(dataset, np.arange(len(dataset))), indices, names, name=name)
 
     def name_of(self, index: int) -> str:
         """Return the id of an image, without loading it."""
@@ -94,6 +97,8 @@ def part_of(data: Any, *, name: str = "all") -> Part | None:
             "Data must be a part of load_dataset(...), a map-style dataset of (image, class index) pairs "
             f"or a DataLoader. Got {type(data).__name__} instead."
         )
+    if is_huggingface(data):
+        return read_huggingface(data).parts["train"]
     if len(data) == 0:
         raise DataError("The data set is empty; at least one image is needed.")
     sample = data[0]
