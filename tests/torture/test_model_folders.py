@@ -27,6 +27,7 @@ pytest.importorskip("resource", reason="time and memory of a trial are watched w
 
 import resource
 
+from disks import small_disk
 from mutations import mutated
 from watch import at_most, peak_memory
 
@@ -426,12 +427,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small_files):
 
 def test_a_small_disk_that_is_full_keeps_the_old_model(tmp_path):
     """A real file system of 8 MB: the second model does not fit beside the first."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    try:
+    with small_disk(tmp_path / "disk", 8) as place:
         folder = tk.save_model(make(1), place / "model")
         with pytest.raises(
             OutputError, match=r"weights.*safetensors cannot be written: No space left on device"
@@ -439,8 +435,6 @@ def test_a_small_disk_that_is_full_keeps_the_old_model(tmp_path):
             tk.save_model(make(2), folder)
         assert is_same(tk.load_model(folder), make(1))
         assert sorted(path.name for path in folder.iterdir()) == FILES
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 SAVER = """
