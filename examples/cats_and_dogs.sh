@@ -17,9 +17,19 @@ elif [[ $# -eq 0 ]]; then
 fi
 photos=$1 out=$2 backbone=${3:-resnet34} weights=${4:-default}
 common=(--label-from '^(\w+)\.' --backbone "$backbone" --weights "$weights" --quiet "${@:5}")
+# The extra tensorboard; `tensorboard --logdir OUT` then shows both runs side by side.
+if python -c 'import tensorboard' 2>/dev/null; then
+    common+=(--tensorboard)
+fi
 
+# Print a command as it would be typed, and run it.
 show() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    for word in "$@"; do
+        if [[ $word == *[^A-Za-z0-9_./-]* ]]; then word="'$word'"; fi
+        printf ' %s' "$word"
+    done
+    printf '\n'
     "$@"
 }
 

@@ -15,12 +15,15 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch import nn
 
 import transferkit as tk
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SIDE = 96
 

@@ -23,7 +23,11 @@ from transferkit.training.optimizers import with_default_rates
 from transferkit.training.recipes import RECIPES
 
 PROJECT = Path(__file__).parents[1]
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DOCS = PROJECT / "docs"
+PAGES = [
+    PROJECT / "README.md",
+    *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.relative_to(DOCS).parts),
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -104,10 +108,61 @@ def test_the_command_line_page_has_every_command_and_option():
                 assert option == "-h" or re.search(rf"`{option}[` ]", page), f"{name} {option}"
 
 
-def test_links_lead_to_files():
-    for page in [*PAGES, PROJECT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (page.parent / target).is_file(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = "".join(sign for sign in plain.replace(" ", "-") if sign.isalnum() or sign in "-_")
+        number = 0
+        while (anchor := f"{name}-{number}" if number else name) in found:
+            number += 1
+        found.add(anchor)
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES[1:], *sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "benchmarks").glob("*.md"))],
+    ids=lambda page: str(page.relative_to(PROJECT)),
+)
+def test_links_lead_to_files_and_headings(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`\n]+`", "", text)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        place, _, anchor = target.partition("#")
+        file = page.parent / place if place else page
+        assert file.is_file(), f"{target} leads to no file"
+        if anchor:
+            assert anchor in anchors(file), f"{target} leads to no heading"
+
+
+def test_the_contents_list_every_page():
+    listed = set()
+    for index in (DOCS / "index.md", DOCS / "tutorials" / "index.md"):
+        for block in re.findall(
+            r"^```{toctree}\n(.*?)^```$", index.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            names = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {(index.parent / f"{name}.md") for name in names}
+    assert listed | {DOCS / "index.md"} == set(PAGES[1:])
+
+
+def test_the_tutorials_show_examples_that_exist():
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"^```{literalinclude} (\S+)$", text, re.MULTILINE):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+        for function in re.findall(r"^:pyobject: (\S+)$", text, re.MULTILINE):
+            (script,) = set(re.findall(r"^```{literalinclude} (\S+)$", text, re.MULTILINE))
+            assert f"\ndef {function}(" in (page.parent / script).read_text(encoding="utf-8")
+        shown |= set(re.findall(r"^```{example-output} (\S+)", text, re.MULTILINE))
+    assert len(shown) == 5
+    assert all((PROJECT / "examples" / name).is_file() for name in shown)
 
 
 def test_the_recipe_page_shows_the_real_recipes():

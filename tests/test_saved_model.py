@@ -208,6 +208,23 @@ def test_an_argument_that_is_not_a_number_is_refused_before_anything_is_written(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_record_without_the_memory_format_loads_as_it_did(tmp_path):
+    model = tk.load_backbone("mini", weights=None, num_classes=2).to(memory_format=torch.channels_last)
+    tk.save_model(model, tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record.pop("channels_last") is True
+    record["checksum"] = None
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    again = tk.load_model(tmp_path)
+    assert all(weight.is_contiguous() for weight in again.parameters())
+    assert torch.equal(again.fc.weight, model.fc.weight)
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot be read: File name too long\.$"):
+        tk.load_model(tmp_path / ("a" * 300))
+
+
 def test_unknown_fields_of_a_later_version_do_no_harm(tmp_path):
     tk.save_model(tk.load_backbone("mini", weights=None, num_classes=2), tmp_path)
     record = json.loads((tmp_path / "model.json").read_text())

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import transferkit as tk
-from transferkit.errors import ArgumentError, DataError, NonFiniteError, RunDirectoryError
+from transferkit.errors import ArgumentError, DataError, NonFiniteError, OutputError, RunDirectoryError
 from transferkit.loading.batches import batch_slices
 from transferkit.seeding import stream
 
@@ -252,6 +252,26 @@ def test_a_used_run_directory_is_refused_before_any_work(tiny_model, tmp_path):
     with pytest.raises(RunDirectoryError, match="is already in use; choose a new one"):
         tk.Trainer(tiny_model(), run_dir=tmp_path, **QUIET)
     assert (tmp_path / "something").read_text() == "mine"
+
+
+def test_a_run_directory_that_cannot_be_written_is_told_before_any_work(tiny_model, tiny_part, tmp_path):
+    (tmp_path / "file").touch()
+    model = tiny_model()
+    ran = []
+    model.register_forward_pre_hook(lambda *_: ran.append(1))
+    trainer = tk.Trainer(model, run_dir=tmp_path / "file" / "run", **QUIET)
+    with pytest.raises(OutputError, match=r"run cannot be written: Not a directory\.$"):
+        trainer.fit(tiny_part())
+    assert not ran
+
+
+def test_a_run_that_never_began_leaves_its_directory_free(tiny_model, tiny_part, tmp_path):
+    (tmp_path / "ant.png").write_text("no image")
+    part = tk.Part([tmp_path / "ant.png"] * 2, [0, 1], ["ant", "bee"])
+    with pytest.raises(DataError):
+        tk.Trainer(tiny_model(), run_dir=tmp_path / "run", **QUIET).fit(part)
+    tk.Trainer(tiny_model(), recipe="linear-probe", run_dir=tmp_path / "run", **QUIET).fit(tiny_part())
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 def test_a_second_fit_goes_on_from_the_weights_and_needs_a_run_directory_of_its_own(

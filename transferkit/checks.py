@@ -32,7 +32,8 @@ def require(condition: bool, owner: str, parameter: str, requirement: str, got: 
         )
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number, and no bool."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
@@ -43,19 +44,19 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def check_positive(owner: str, parameter: str, value: object) -> float:
     """Return ``value`` as a float if it is a positive finite number."""
-    require(_is_number(value) and float(value) > 0, owner, parameter, "a positive float", value)
+    require(is_number(value) and float(value) > 0, owner, parameter, "a positive float", value)
     return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
 
 def check_non_negative(owner: str, parameter: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite number of at least 0."""
-    require(_is_number(value) and float(value) >= 0, owner, parameter, "a float of at least 0", value)
+    require(is_number(value) and float(value) >= 0, owner, parameter, "a float of at least 0", value)
     return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
 
 def check_between(owner: str, parameter: str, value: object, low: float, high: float) -> float:
     """Return ``value`` as a float if ``low <= value < high``."""
-    inside = _is_number(value) and low <= float(value) < high
+    inside = is_number(value) and low <= float(value) < high
     require(inside, owner, parameter, f"a float of at least {low:g} and below {high:g}", value)
     return float(value)  # type: ignore[arg-type]  # a number, or require has raised
 
@@ -98,16 +99,20 @@ def check_path(owner: str, parameter: str, value: object) -> Path:
     return Path(os.path.expanduser(str(text)))
 
 
+# Besides the package itself: what calls its functions on the way, as decorators and context managers do.
+_ON_THE_WAY = ("transferkit", "torch", "contextlib")
+
+
 def warn_caller(message: str) -> None:
     """Warn, and point at the line outside of transferkit that led here."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and _is_own(frame.f_globals.get("__name__")):
+    while frame.f_back is not None and _is_on_the_way(frame.f_globals.get("__name__")):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _is_own(module: object) -> bool:
-    return isinstance(module, str) and module.partition(".")[0] == "transferkit"
+def _is_on_the_way(module: object) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] in _ON_THE_WAY
 
 
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,15 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         if not isinstance(error, OSError):
             raise
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what ``write_whole`` leaves when its process is killed.
+
+    >>> is_leftover(Path("run/.config.json.77-0a1b2c3d.tmp")), is_leftover(Path("run/config.json"))
+    (True, False)
+    """
+    return re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}\.tmp", path.name) is not None
 
 
 def sync_folder(folder: Path) -> None:

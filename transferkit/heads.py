@@ -114,6 +114,7 @@ def replace_head(
     initialization, drawn on the CPU so that a seed gives the same head on every device. It
     takes over the place, device, floating-point type and mode of the old one. Where that is
     a 1 x 1 convolution (SqueezeNet), the layers of the new one are 1 x 1 convolutions too.
+    Auxiliary classifiers that the spec names get new last layers, which train if the old ones did.
 
     Args:
         model: Any module of which ``find_head`` knows the head.
@@ -148,10 +149,12 @@ def replace_head(
     object.__setattr__(new, HEAD_MARK, _Features(features.inputs, num_classes, features.spatial))
     root = unwrapped(model)
     set_module(root, path, new)
+    spec = find_spec(model)
+    for auxiliary in () if spec is None else spec.auxiliary_heads:
+        _replace_auxiliary(root, auxiliary, num_classes)
     # A count that the architecture keeps for itself would otherwise be wrong from now on.
     if features.outputs is not None and root.__dict__.get("num_classes") == features.outputs:
         object.__setattr__(root, "num_classes", num_classes)
-    spec = find_spec(model)
     if spec is not None:
         kind = head if isinstance(head, str) else "custom"
         counted = dataclasses.replace(spec, head=path, num_classes=num_classes, classes=names)
@@ -240,6 +243,16 @@ def _build_plain(kind: str, features: _Features, num_classes: int, dropout: floa
         layers["dropout"] = nn.Dropout(dropout)
     layers["output"] = layer(width, num_classes)
     return nn.Sequential(layers)
+
+
+def _replace_auxiliary(model: nn.Module, path: str, num_classes: int) -> None:
+    """Give an auxiliary classifier a last layer with as many outputs as the head has."""
+    old = find_module(model, path)
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+        new.requires_grad_(old.weight.requires_grad)
+        _take_over(new, old)
+        set_module(model, path, new)
 
 
 def _take_over(new: nn.Module, old: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transferkit.checks import warn_caller
 from transferkit.classification import logits_of
 from transferkit.runtime import Execution, bf16_unit
 
@@ -288,7 +288,7 @@ def fast_model(
     reason = why_not_fast(forward, model, noise)
     if reason is not None or (form.compiled and not forward.form.compiled):
         notes = "; ".join([*forward.notes, *([] if reason is None else [reason])])
-        warnings.warn(f"The model runs more slowly than it could: {notes}.", UserWarning, stacklevel=3)
+        warn_caller(f"The model runs more slowly than it could: {notes}.")
     return forward if reason is None else FastForward(model, plain, execution)
 
 

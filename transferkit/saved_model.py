@@ -19,6 +19,7 @@ from transferkit.backbones.record import spec_from_dict
 from transferkit.backbones.record import spec_to_dict as spec_to_dict
 from transferkit.backbones.registry import BACKBONES
 from transferkit.backbones.spec import BackboneSpec, set_spec, spec_of, unwrapped
+from transferkit.checks import check_module, check_path, require
 from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
@@ -55,10 +56,11 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        ArgumentError: The model has no spec.
+        ArgumentError: The model has no spec, or an argument makes no sense.
         OutputError: The folder cannot be written.
     """
-    folder = Path(folder).expanduser()
+    check_module("save_model", model)
+    folder = check_path("save_model", "folder", folder)
     model = unwrapped(model)
     spec = spec_of(model)
     outputs = head_out_features(head_module(model))
@@ -77,7 +79,14 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         again = spec_from_dict(written)
     except ValueError as error:
         raise ArgumentError(f"This {spec.name!r} cannot be saved: {error}.") from error
-    write_model(folder, tensors, written, aliases=aliases, rebuildable=_is_as_its_spec_says(model, again))
+    write_model(
+        folder,
+        tensors,
+        written,
+        aliases=aliases,
+        rebuildable=_is_as_its_spec_says(model, again),
+        channels_last=_is_channels_last(model),
+    )
     return folder
 
 
@@ -97,6 +106,24 @@ def _tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             seen[key] = name
             tensors[name] = value.detach().cpu().contiguous().clone()
     return tensors, aliases
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    """Whether all kernels of a model lie in memory with the channels last; some sums depend on it."""
+    kernels = [each for each in model.state_dict().values() if each.ndim == 4]
+    # By the strides: a kernel of 1 x 1 counts as contiguous in both formats.
+    return bool(kernels) and all(
+        each.stride() == torch.empty_like(each, device="meta", memory_format=torch.channels_last).stride()
+        for each in kernels
+    )
+
+
+def _lay_out(model: nn.Module, *, channels_last: bool) -> None:
+    """Put the kernels of a model into a memory format, in place."""
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    for each in (*model.parameters(), *model.buffers()):
+        if each.ndim == 4:
+            each.data = each.data.to(memory_format=wanted)
 
 
 def _build(spec: BackboneSpec) -> nn.Module:
@@ -138,16 +165,21 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
             that was not built by ``load_backbone``, or whose head was a module of its own.
 
     Returns:
-        The model in inference mode, on the CPU.
+        The model in inference mode, in the memory format in which it was saved: a new one on the CPU,
+        or ``into`` where it is.
 
     Raises:
-        ArgumentError: The model cannot be built from its record, and ``into`` is not given.
+        ArgumentError: An argument makes no sense, or the model cannot be built from its record, and
+            ``into`` is not given.
         CheckpointError: There is no model there, it cannot be read, or it is of a backbone that is not
             registered here.
         CheckpointCorruptError: A file is damaged, or does not belong to the other.
         WeightsMismatchError: ``into`` has other keys, shapes or types.
     """
-    folder = find_model(Path(folder).expanduser())
+    require(
+        into is None or isinstance(into, nn.Module), "load_model", "into", "a torch.nn.Module or None", into
+    )
+    folder = find_model(check_path("load_model", "folder", folder))
     record = read_record(folder)
     if into is None and not record.rebuildable:
         raise ArgumentError(
@@ -169,6 +201,8 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
     # The model's own state dict carries the version of each module, which a plain dict lacks.
     for name, value in into.state_dict().items():
         value.copy_(state[name])
+    if record.channels_last is not None:
+        _lay_out(into, channels_last=record.channels_last)
     set_spec(into, record.spec)
     return into.eval()
 

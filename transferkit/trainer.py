@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
-from transferkit.checks import check_choice, check_int, check_positive, require
+from transferkit.checks import check_choice, check_int, check_module, check_path, require
 from transferkit.datasets.base import Splits
 from transferkit.errors import ArgumentError
 from transferkit.heads import head_module, head_out_features
@@ -22,18 +21,15 @@ from transferkit.loading.loader_batches import dead_workers_told
 from transferkit.runtime import Execution, given_execution
 from transferkit.saved_model import load_model, save_model, spec_to_dict
 from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
-from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.callbacks import Callback, ProgressBar
 from transferkit.training.checkpoint_files import Checkpoint, CheckpointFolder, read_checkpoint
 from transferkit.training.data import TrainingData
-from transferkit.training.freeze_plan import apply_plan, norms_have_learned
 from transferkit.training.history import History
 from transferkit.training.keeping import Checkpoints
-from transferkit.training.linear_phase import why_not_solved
 from transferkit.training.model_and_data import check_classes, describe
-from transferkit.training.optimizers import with_default_rates
-from transferkit.training.phases import Phase, epochs_of, share_epochs
+from transferkit.training.phases import Phase, epochs_of
 from transferkit.training.recipes import by_steps, recipe_phases
+from transferkit.training.resolving import resolve_batch_size, resolve_phases, with_lr
 from transferkit.training.run import Run
 from transferkit.training.run_directory import RunDirectory, versions
 from transferkit.training.settings import check_same, recorded_execution, recorded_phases, settings_of
@@ -99,27 +95,22 @@ class Trainer:
         on_error: str = "raise",
         progress: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise ArgumentError(
-                f"The 'model' parameter of Trainer must be a torch.nn.Module. Got {kind} instead."
-            )
+        check_module("Trainer", model)
         self.model = model
-        self.phases = _with_lr(recipe_phases(recipe), lr)
+        self.phases = with_lr(recipe_phases(recipe), lr)
         self.recipe = recipe if isinstance(recipe, str) else "custom"
         self._named = isinstance(recipe, str)
         if self._named and lr is not None and not epochs_of(self.phases):
             self.phases = by_steps(self.phases)
-        if batch_size != "auto":
-            batch_size = check_int("Trainer", "batch_size", batch_size, 1)
-        self.batch_size = batch_size
+        automatic = isinstance(batch_size, str) and batch_size == "auto"
+        self.batch_size = batch_size if automatic else check_int("Trainer", "batch_size", batch_size, 1)
         self.seed = check_int("Trainer", "seed", seed)
-        require(self.seed < 2**63, "Trainer", "seed", "an int below 2**63", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
         check_choice("Trainer", "on_error", on_error, ON_ERROR)
         self.on_error = on_error
         valid = isinstance(callbacks, Iterable) and all(isinstance(each, Callback) for each in callbacks)
         require(valid, "Trainer", "callbacks", "a sequence of Callback objects", callbacks)
+        require(isinstance(progress, bool), "Trainer", "progress", "True or False", progress)
         self.callbacks = (*((ProgressBar(),) if progress else ()), *callbacks)
         self.execution = given_execution(
             model, execution, owner="Trainer", device=device, precision=precision, compile=compile
@@ -130,6 +121,7 @@ class Trainer:
         self._augmentation = None
         if augmentation is not None:
             self._augmentation = resolve_augmentation(augmentation, self._preprocessing)
+        run_dir = None if run_dir is None else check_path("Trainer", "run_dir", run_dir)
         if run_dir is not None and spec is None:
             raise ArgumentError(
                 "A run directory needs a model with a spec, to save it; give it one with "
@@ -137,13 +129,8 @@ class Trainer:
             )
         self._run_directory = None if run_dir is None else RunDirectory(run_dir)
         self.checkpoints = Checkpoints() if checkpoints is None else checkpoints
-        require(
-            isinstance(self.checkpoints, Checkpoints),
-            "Trainer",
-            "checkpoints",
-            "a transferkit.Checkpoints record",
-            checkpoints,
-        )
+        valid = isinstance(self.checkpoints, Checkpoints)
+        require(valid, "Trainer", "checkpoints", "a transferkit.Checkpoints record", checkpoints)
 
     def fit(
         self,
@@ -177,11 +164,16 @@ class Trainer:
             ArgumentError: The model's outputs and the data's classes differ in number.
             NonFiniteError: A loss is NaN or infinite.
             RunDirectoryError: The run directory is in use, by an earlier ``fit`` for one.
+            OutputError: The run directory cannot be written.
             ResumeMismatchError: The run began with other settings or data.
             CheckpointCorruptError: The named checkpoint is damaged, or all are.
             CheckpointWriteError: A checkpoint cannot be written.
             DeviceMemoryError: A batch does not fit in the memory of the device.
         """
+        if not isinstance(resume, bool):
+            is_path = isinstance(resume, str | os.PathLike)
+            require(is_path, "Trainer.fit", "resume", "True, False or a path", resume)
+            resume = check_path("Trainer.fit", "resume", resume)
         directory = self._run_directory
         recorded = None
         if directory is None:
@@ -222,11 +214,11 @@ class Trainer:
         self.execution.place(self.model)
         with self.execution.arithmetic():
             run = self._run(data, settings, record, epochs, recorded)
+            if directory is not None:
+                directory.check_writable()  # better met before the work than after it
+                directory.sweep()
             if directory is not None and recorded is not None:
-                checkpoint = _checkpoint(directory, resume)
-                if checkpoint is not None:
-                    run.restore(checkpoint)
-                    run.config["decisions"] = recorded["decisions"][: run.phase]
+                _restore(run, recorded, _checkpoint(directory, resume))
                 directory.write_history(run.history)
             if directory is not None and skipped:
                 directory.write_skipped(skipped)
@@ -272,8 +264,8 @@ class Trainer:
     ) -> Run:
         """Fill in what is left open, or take it from the record of the run that is resumed."""
         if recorded is None:
-            phases = list(self._resolve_phases(data, epochs))
-            data.batch_size = self._resolve_batch_size(phases, data)
+            phases = resolve_phases(self.phases, self.model, data, epochs=epochs, named=self._named)
+            data.batch_size = resolve_batch_size(self.batch_size, phases, self.model, data, self.execution)
         else:
             phases = recorded_phases(recorded, self.phases)
             data.batch_size = recorded["batch_size"]
@@ -292,42 +284,6 @@ class Trainer:
             config | {"settings": settings},
             self._run_directory,
         )
-
-    def _resolve_phases(self, data: TrainingData, epochs: int | None) -> tuple[Phase, ...]:
-        """Fill in what the phases leave open: solver, share of the epochs, learning rates, batch norm."""
-        unsolved = why_not_solved(self.model, data)
-        phases = tuple(
-            dataclasses.replace(phase, solver="sgd") if phase.solver != "sgd" and unsolved else phase
-            for phase in self.phases
-        )
-        if epochs is not None:
-            if self._named and not epochs_of(phases):
-                phases = by_steps(phases)
-            phases = share_epochs(phases, epochs)
-            if not epochs_of(phases):
-                warnings.warn(
-                    f"epochs={epochs} is not used: no phase trains by steps.", UserWarning, stacklevel=3
-                )
-        phases = tuple(
-            with_default_rates(phase, self.model, fitted_head=number > 0)
-            for number, phase in enumerate(phases)
-        )
-        if not norms_have_learned(self.model):
-            phases = tuple(dataclasses.replace(phase, freeze_batch_norm=False) for phase in phases)
-        return phases
-
-    def _resolve_batch_size(self, phases: Sequence[Phase], data: TrainingData) -> int:
-        if isinstance(self.batch_size, int):
-            return self.batch_size
-        if self._preprocessing is None or data.train_part is None:
-            raise ArgumentError(
-                "The 'batch_size' parameter of Trainer must be an int where the data is ready for the model. "
-                "Got 'auto' instead."
-            )
-        largest = next((phase for phase in phases if phase.train == "all"), phases[-1])
-        apply_plan(self.model, largest)
-        size = self._preprocessing.size
-        return largest_batch_size(self.model, (3, size, size), self.execution, images=len(data.train_part))
 
     def _augmentation_of(self, phase: Phase, data: TrainingData) -> Augmentation | None:
         """Return how the images of a phase vary, or ``None`` where they are plain."""
@@ -366,19 +322,15 @@ class Trainer:
         }
 
 
-def _checkpoint(directory: RunDirectory, resume: bool | str | os.PathLike[str]) -> Checkpoint | None:
+def _restore(run: Run, recorded: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    # By a function of its own, so that nothing holds the checkpoint's tensors while the run goes on.
+    if checkpoint is not None:
+        run.restore(checkpoint)
+        run.config["decisions"] = recorded["decisions"][: run.phase]
+
+
+def _checkpoint(directory: RunDirectory, resume: bool | Path) -> Checkpoint | None:
     """Return the checkpoint that is named, or the newest."""
     folder = CheckpointFolder(directory.checkpoints)
     folder.sweep()
     return folder.newest() if isinstance(resume, bool) else read_checkpoint(resume)
-
-
-def _with_lr(phases: tuple[Phase, ...], lr: float | None) -> tuple[Phase, ...]:
-    """Set the learning rate where backbone parameters train, or everywhere if none do."""
-    if lr is None:
-        return phases
-    check_positive("Trainer", "lr", lr)
-    only_heads = all(phase.head_only for phase in phases)
-    return tuple(
-        dataclasses.replace(phase, lr=lr) if only_heads or not phase.head_only else phase for phase in phases
-    )

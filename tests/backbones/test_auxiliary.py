@@ -12,7 +12,7 @@ import transferkit as tk
 from transferkit.backbones.stages import stage_indices
 from transferkit.classification import loss_of
 from transferkit.errors import ArgumentError
-from transferkit.features.split import split_model
+from transferkit.features.split import NoSplit, split_model
 
 TARGETS = torch.tensor([0, 2, 1])
 
@@ -117,3 +117,26 @@ def test_one_step_trains_them_with_the_losses_added(name, model):
     assert layers
     for key in layers:
         assert not torch.equal(model.get_parameter(key), before[key])
+
+
+def test_a_new_head_comes_with_new_last_layers_for_them(name, model, tmp_path):
+    paths = tk.spec_of(model).auxiliary_heads
+    tk.freeze(model, except_=["head", *paths[:1]])
+    tk.replace_head(model, 5, classes=list("abcde"))
+    layers = [model.get_submodule(path) for path in paths]
+    assert [layer.out_features for layer in layers] == [5] * len(paths)
+    # They train or are frozen as those before them.
+    assert [layer.weight.requires_grad for layer in layers] == [True, False][: len(paths)]
+    images = images_for(model)
+    assert {len(logits[0]) for logits in model.train()(images)} == {5}
+    tk.save_model(model, tmp_path)
+    again = tk.load_model(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert {len(logits[0]) for logits in again.train()(images)} == {5}
+
+
+def test_a_model_whose_auxiliary_classifiers_train_is_not_cut(name, model):
+    stages = [stage.name for stage in tk.spec_of(model).stages]
+    chosen = ["head", *stages[stages.index(MODELS[name][1]) :]]
+    with pytest.raises(NoSplit, match="an auxiliary classifier trains"):
+        split_model(tk.freeze(model, except_=chosen))

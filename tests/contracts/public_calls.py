@@ -54,7 +54,7 @@ EXEMPT = {
     "Splits": "a record that load_dataset makes",
     "Stage": "a record that load_backbone and attach_spec make",
     "Summary": "a record that summary makes",
-    "TensorBoard": "needs an optional package before it looks at its argument",
+    "TensorBoard": "needs an optional package",
     "TransferkitError": "an exception",
     "run_epoch": "takes the records Phase and PhaseTools, once an epoch",
     "run_phase": "takes the records Phase and PhaseTools, once a phase",
@@ -228,53 +228,18 @@ METHODS: dict[str, Call] = {
     ),
     "Preprocessing.with_size": Call(tk.Preprocessing(size=8).with_size, lambda _: {"size": 4}, {}),
     "Trainer.fit": Call(
-        lambda train, val, epochs: tk.Trainer(
+        lambda train, val, epochs, resume: tk.Trainer(
             net(), recipe="linear-probe", device="cpu", workers=0, progress=False
-        ).fit(train, val, epochs=epochs),
-        lambda _: {"train": part(), "val": part(), "epochs": 1},
+        ).fit(train, val, epochs=epochs, resume=resume),
+        lambda _: {"train": part(), "val": part(), "epochs": 1, "resume": False},
         {"val": "None", "epochs": "None"},
     ),
 }
 
 EVERY = CALLS | METHODS
 
-MODULE = "'model' must be a torch.nn.Module"
-PATH = "must be a path"
-UNNAMED = "an unhashable value must be 'There is no preprocessing ...'"
-THREADS = "'workers' must be an int of at least 0"
-
-# Leaks in files that are being mended by others: the function, the parameter, and what should be said.
-LEAKS: dict[tuple[str, str], str] = {
-    ("Phase", "train"): "must be 'head', 'all' or selectors, also where it is a number or an object",
-    ("Phase", "class_weights"): "must be None, 'balanced' or finite floats of at least 0",
-    ("Predictor", "model"): MODULE,
-    ("extract_features", "model"): MODULE,
-    ("save_model", "model"): MODULE,
-    ("spec_of", "model"): MODULE,
-    ("Trainer", "batch_size"): "an array is compared with 'auto'",
-    ("Trainer", "run_dir"): PATH,
-    ("Trainer", "progress"): "must be True or False",
-    ("attach_spec", "preprocessing"): UNNAMED,
-    ("augmentation", "preprocessing"): UNNAMED,
-    ("load_backbone", "preprocessing"): UNNAMED,
-    ("per_sample", "preprocessing"): UNNAMED,
-    ("attach_spec", "stages"): "must be names, each with a list of paths of modules",
-    ("attach_spec", "classes"): "must be a list of different names",
-    ("evaluate", "workers"): THREADS,
-    ("extract_features", "workers"): THREADS,
-    ("probe_backbones", "workers"): THREADS,
-    ("list_backbones", "pattern"): "must be a glob such as 'resnet*'",
-    ("load_model", "folder"): PATH,
-    ("load_model", "into"): "must be a torch.nn.Module or None",
-    ("probe_backbones", "data"): "must be splits, such as load_dataset returns",
-    ("probe_backbones", "backbones"): "must be a list of names or models, at least one",
-    ("probe_backbones", "weights"): "an array is compared with 'none'",
-    ("probe_backbones", "tell"): "must be a function that takes a line, or None",
-    ("grad_cam", "layer"): "a list or dict is looked up among the stages; must be a text or None",
-    ("grad_cam", "target"): "must be an int, integers, a tensor of them or None; a bool is none",
-    ("save_model", "folder"): PATH,
-    ("Predictor.load", "source"): "must be a model, or the path of one",
-}
+# Leaks that are known and not mended yet: the function, the parameter, and what should be said.
+LEAKS: dict[tuple[str, str], str] = {}
 
 # What a sentence may call an argument, besides by the name of the parameter.
 CALLED = {"train": ["data", "sample"], "val": ["data", "sample"], "data": ["sample"], "images": ["image"]}

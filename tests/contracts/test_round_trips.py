@@ -79,7 +79,7 @@ def test_a_backbone_with_any_head_comes_back(builder, head, layout, classes, see
     if head is not None:
         tk.replace_head(model, len(classes), head=head[0], dropout=head[1], classes=classes)
     model = scrambled(model, seed).to(memory_format=FORMATS[layout])
-    again = through_files(model).to(memory_format=FORMATS[layout])
+    again = through_files(model)
     assert same_bits(logits(again, builder.size), logits(model, builder.size))
     assert tk.spec_of(again) == tk.spec_of(model)
     assert tk.class_names(again) == (None if head is None else tuple(classes))
@@ -110,10 +110,14 @@ def test_no_floating_point_type_loses_anything(dtype):
     assert same_bits(logits(again, 16, wide), logits(model.to(wide), 16, wide))
 
 
-@pytest.mark.xfail(strict=True, reason="the memory format of the weights is not recorded")
-def test_the_memory_format_comes_back():
-    again = through_files(small().to(memory_format=torch.channels_last))
-    assert again.layer1[0].first.conv.weight.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("own", FORMATS.values(), ids=FORMATS)
+def test_the_memory_format_comes_back(layout, own):
+    model = small().to(memory_format=layout)
+    for again in (through_files(model), through_files(model, into=small().to(memory_format=own))):
+        strides = {name: each.stride() for name, each in model.state_dict().items()}
+        assert {name: each.stride() for name, each in again.state_dict().items()} == strides
+        assert same_bits(logits(again, 16), logits(model, 16))
 
 
 class Net(nn.Module):
@@ -155,7 +159,7 @@ def net(ties: str, seed: int) -> nn.Module:
 def test_a_users_own_module_with_tied_weights_comes_back(ties, layout, dtype, seed):
     model = scrambled(net(ties, 0), seed).to(dtype).to(memory_format=FORMATS[layout])
     fresh = net(ties, 1).to(dtype)
-    again = through_files(model, into=fresh).to(memory_format=FORMATS[layout])
+    again = through_files(model, into=fresh)
     assert again is fresh
     assert same_bits(logits(again, 4, dtype), logits(model, 4, dtype))
     shared = again.third.weight is again.second.weight

@@ -162,7 +162,7 @@ MISTAKES = {
     ),
     "a precision": (["train", "photos", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "no run": (["evaluate", "photos", "photos"], 4, "There is no run in photos"),
-    "no model": (["predict", "run", "photos"], 4, "There is no model in run"),
+    "no model": (["predict", "run", "photos"], 4, "There is no model in 'run'"),
     "no image": (["predict", "run", "nowhere.jpg"], 3, "There is no image or folder at nowhere.jpg."),
 }
 

@@ -143,7 +143,7 @@ def test_row_6_a_checkpoint_that_claims_to_be_huge_is_refused_at_once(run, tmp_p
 
 
 def test_row_7_a_full_disk_leaves_the_checkpoints_before(tmp_path):
-    with small_disk(tmp_path / "disk", 64) as disk:
+    with small_disk(tmp_path / "disk", 128) as disk:
         run = disk / "run"
         ballast = disk / "ballast"
 

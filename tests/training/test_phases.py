@@ -92,6 +92,22 @@ def test_epochs_are_shared_in_proportion_and_none_goes_without(total):
     assert abs(shared[0] - total / 5) <= 1
 
 
+@pytest.mark.parametrize("own", [(1,), (10, 10), (1, 4), (1, 1, 91), (6, 2, 2, 2, 8), (3, 1, 7)])
+def test_each_epoch_goes_to_the_phase_that_is_furthest_below_its_proportion(own):
+    for total in range(len(own), 60):
+        expected = [1] * len(own)
+        while sum(expected) < total:
+            short = [total * each / sum(own) - share for each, share in zip(own, expected, strict=True)]
+            expected[short.index(max(short))] += 1
+        shared = share_epochs([tk.Phase(epochs=each) for each in own], total)
+        assert [phase.epochs for phase in shared] == expected
+
+
+def test_a_huge_number_of_epochs_is_shared_at_once():
+    shared = share_epochs([tk.Phase(epochs=1), tk.Phase(epochs=3)], 10**12)
+    assert [phase.epochs for phase in shared] == [10**12 // 4, 3 * 10**12 // 4]
+
+
 def test_fewer_epochs_than_phases_are_refused():
     with pytest.raises(ArgumentError, match=r"must be at least 2, one for each phase\. Got 1 instead\.$"):
         share_epochs(recipe_phases("lp-ft"), 1)

@@ -367,6 +367,20 @@ def test_what_can_be_resumed_is_said(tmp_path):
         go(case, tmp_path / "photos", resume=True)
 
 
+def test_what_a_killed_writer_left_is_no_run_and_is_swept(tmp_path):
+    case, run = CASES["probe, then everything"], tmp_path / "run"
+    whole = go(case, tmp_path / "whole")
+    run.mkdir()
+    (run / ".config.json.77-0a1b2c3d.tmp").write_text("{")
+    assert go(case, run, resume=True) == whole
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "history.jsonl",
+        "model",
+    ]
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
     case, run = interrupted(tmp_path)
     whole = go(case, tmp_path / "whole")

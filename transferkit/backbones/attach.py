@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import TypeVar
 
 from torch import nn
@@ -11,7 +11,7 @@ from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
 from transferkit.backbones.spec import BackboneSpec, Stage, set_spec, unwrapped
 from transferkit.backbones.stages import default_stages
-from transferkit.checks import require
+from transferkit.checks import check_module, require
 from transferkit.errors import SelectorError
 from transferkit.heads import head_out_features
 from transferkit.module_tree import find_module, plain_name
@@ -56,7 +56,7 @@ def attach_spec(
     >>> spec_of(net).stages
     (Stage(name='0', members=('0',)),)
     """
-    require(isinstance(model, nn.Module), "attach_spec", "model", "a torch.nn.Module", model)
+    check_module("attach_spec", model)
     record = resolve_preprocessing(preprocessing)
     require(isinstance(head, str) and head != "", "attach_spec", "head", "the path of a module", head)
     outputs = head_out_features(_module_at(model, head))
@@ -82,16 +82,10 @@ def _module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def _checked_stages(model: nn.Module, stages: Stages, head: str) -> tuple[Stage, ...]:
-    pairs = list(stages.items() if isinstance(stages, Mapping) else stages)
-    valid = bool(pairs) and all(
-        isinstance(pair, tuple)
-        and len(pair) == 2
-        and isinstance(pair[0], str)
-        and isinstance(pair[1], (list, tuple))
-        and len(pair[1]) > 0
-        for pair in pairs
-    )
+    given = list(stages.items()) if isinstance(stages, Mapping) else stages
+    valid = isinstance(given, (list, tuple)) and len(given) > 0 and all(_is_stage(each) for each in given)
     require(valid, "attach_spec", "stages", "names, each with a list of paths of modules", stages)
+    pairs = [(name, tuple(paths)) for name, paths in given]
     names = [name for name, _ in pairs]
     require(len(set(names)) == len(names), "attach_spec", "stages", "stages of different names", names)
     members = [path for _, paths in pairs for path in paths]
@@ -100,11 +94,22 @@ def _checked_stages(model: nn.Module, stages: Stages, head: str) -> tuple[Stage,
         outside = not f"{path}.".startswith(f"{head}.") and not f"{head}.".startswith(f"{path}.")
         require(outside, "attach_spec", "stages", f"modules outside the head {head!r}", path)
     require(len(set(members)) == len(members), "attach_spec", "stages", "modules of one stage each", members)
-    return tuple(Stage(name, tuple(paths)) for name, paths in pairs)
+    return tuple(Stage(name, paths) for name, paths in pairs)
+
+
+def _is_stage(value: object) -> bool:
+    """Whether a value is a name with paths of modules."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    name, paths = value
+    listed = isinstance(name, str) and isinstance(paths, (list, tuple)) and len(paths) > 0
+    return listed and all(isinstance(path, str) and path != "" for path in paths)
 
 
 def _checked_classes(classes: Sequence[str], outputs: int | None) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
+    # A set has no order, so it cannot say which output is which.
+    several = isinstance(classes, Collection) and not isinstance(classes, (str, bytes, Set, Mapping))
+    names = tuple(classes) if several else ()
     valid = bool(names) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     require(valid, "attach_spec", "classes", "a list of different names", classes)
     fits = outputs is None or len(names) == outputs

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from transferkit.checks import check_choice, check_int, require
+from transferkit.checks import check_choice, check_int, is_number, require
 from transferkit.errors import UnknownNameError
-from transferkit.registry import nearest
+from transferkit.registry import nearest, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,7 +62,7 @@ class Preprocessing:
         for field in ("mean", "std"):
             values = getattr(self, field)
             valid = isinstance(values, (tuple, list)) and len(values) == 3
-            valid = valid and all(isinstance(value, (int, float)) for value in values)
+            valid = valid and all(is_number(value) for value in values)
             require(valid, "Preprocessing", field, "three floats, one for each channel", values)
             object.__setattr__(self, field, tuple(float(value) for value in values))
         require(min(self.std) > 0, "Preprocessing", "std", "three positive floats", self.std)
@@ -137,6 +137,8 @@ def preprocessing(value: str | Preprocessing) -> Preprocessing:
     """
     if isinstance(value, Preprocessing):
         return value
-    if value not in PREPROCESSINGS:
-        raise UnknownNameError(f"There is no preprocessing {value!r}. {nearest(str(value), PREPROCESSINGS)}")
+    if not isinstance(value, str) or value not in PREPROCESSINGS:
+        raise UnknownNameError(
+            f"There is no preprocessing {shown(value)}. {nearest(str(value), PREPROCESSINGS)}"
+        )
     return PREPROCESSINGS[value]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transferkit.backbones.other_tasks import other_task
 from transferkit.backbones.spec import BackboneSpec
+from transferkit.checks import require
 from transferkit.errors import UnknownNameError
 from transferkit.registry import Registry
 
@@ -86,7 +87,11 @@ def list_backbones(pattern: str = "*") -> list[str]:
     Args:
         pattern: Such as ``"resnet*"``.
 
+    Raises:
+        ArgumentError: It is no text.
+
     >>> list_backbones("resnet*")
     ['resnet101', 'resnet152', 'resnet18', 'resnet34', 'resnet50']
     """
+    require(isinstance(pattern, str), "list_backbones", "pattern", "a glob such as 'resnet*'", pattern)
     return sorted(fnmatch.filter(BACKBONES, pattern))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.checks import check_module
 from transferkit.errors import ArgumentError
 
 M = TypeVar("M", bound=nn.Module)
@@ -71,8 +72,9 @@ def spec_of(model: nn.Module) -> BackboneSpec:
     """Return the record of a model.
 
     Raises:
-        ArgumentError: The model has none; ``attach_spec`` gives it one.
+        ArgumentError: The model has none, or is no module; ``attach_spec`` gives it one.
     """
+    check_module("spec_of", model)
     found = find_spec(model)
     if found is None:
         raise ArgumentError(

@@ -29,18 +29,18 @@ from transferkit.module_tree import find_module
 
 
 class _NumbersOnCpu(TorchFunctionMode):
-    """Keeps ``torch.arange`` on the CPU, so that what is computed from it can be read.
+    """Keeps tensors that are made to compute with on the CPU, so that they can be read.
 
-    RegNet's builder reads the widths of its blocks from such tensors, which have no values under
-    ``torch.device("meta")``.
+    RegNet's builder reads the widths of its blocks from tensors, which have no values under
+    ``torch.device("meta")``. Modules say ``device=None`` for theirs, which follow that device.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call ``func``, on the CPU if it is ``torch.arange`` and no device is given."""
+        """Call ``func``, on the CPU if it makes a tensor of given numbers and no device is named."""
         named = dict(kwargs or {})
-        if func is torch.arange:
+        if func in (torch.arange, torch.tensor):
             named.setdefault("device", "cpu")
         return func(*args, **named)
 

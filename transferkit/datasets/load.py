@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from transferkit.checks import check_between, check_int, require
+from transferkit.checks import check_between, check_int, require, warn_caller
 from transferkit.datasets.base import Contents, Part, Splits, listed
 from transferkit.datasets.read import Data, read_data
 from transferkit.datasets.splitting import draw_shots, stratified_draw, thin
@@ -101,7 +100,7 @@ def load_dataset(
         parts["train"] = _draw_shots(parts["train"], shots, seed, remarks)
         drawn.add("train")
     if remarks:
-        warnings.warn(f"{contents.source!r}: {'; '.join(remarks)}.", UserWarning, stacklevel=2)
+        warn_caller(f"{contents.source!r}: {'; '.join(remarks)}.")
     record = {
         "source": contents.source,
         "layout": contents.layout,

@@ -67,6 +67,8 @@ def grad_cam(
     valid = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point() and len(images)
     shown = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else images
     require(bool(valid), _OWNER, "images", "a float tensor [N, 3, H, W] with N at least 1", shown)
+    named = layer is None or isinstance(layer, str)
+    require(named, _OWNER, "layer", "the name of a stage, the path of a module or None", layer)
     module, size = unwrapped(model), (images.shape[2], images.shape[3])
     with torch.inference_mode(False), torch.enable_grad(), _inference_mode(module):
         images = images.detach().clone()  # one that was made in inference mode cannot have gradients
@@ -121,12 +123,16 @@ def _targets(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
     count, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
-    given = torch.as_tensor(target)
-    valid = not given.is_floating_point() and given.shape in ((), (count,))
-    valid = valid and bool(((given >= 0) & (given < classes)).all())
     wanted = f"a class index below {classes}, or {count} of them, one for each image"
-    require(valid, _OWNER, "target", wanted, target)
-    return given.to(logits.device, torch.int64).expand(count)
+    try:
+        given = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):  # what torch cannot make a tensor of, or too large an int
+        given = torch.tensor(torch.nan)
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    require(whole and given.shape in ((), (count,)), _OWNER, "target", wanted, target)
+    given = given.to(logits.device, torch.int64)
+    require(bool(((given >= 0) & (given < classes)).all()), _OWNER, "target", wanted, target)
+    return given.expand(count)
 
 
 def _last_layer(module: nn.Module, images: Tensor) -> str:
@@ -174,7 +180,7 @@ def _layer_at(module: nn.Module, layer: str, images: Tensor) -> str:
         chosen = _last_with_places(module, _outputs(module, stages[layer], images), images)
     else:
         known = ", ".join(stages) or "of which this model has none"
-        found = isinstance(layer, str) and layer != "" and find_module(module, layer) is not None
+        found = layer != "" and find_module(module, layer) is not None
         require(found, _OWNER, "layer", f"a stage ({known}) or the path of a module", layer)
         outputs = [output for _, output in _outputs(module, [layer], images)]
         chosen = layer if outputs and _has_places(outputs[-1], images) else None

@@ -132,6 +132,8 @@ def evaluate(
     12
     """
     check_int("evaluate", "batch_size", batch_size, 1)
+    if workers is not None:
+        check_int("evaluate", "workers", workers)
     if isinstance(data, Splits):
         chosen = data.test if data.test is not None else data.val
         if chosen is None:

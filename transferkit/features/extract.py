@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones.spec import spec_of, unwrapped
+from transferkit.checks import check_int, check_module
 from transferkit.datasets.base import Part, Splits
 from transferkit.errors import ArgumentError, DataError, SelectorError
 from transferkit.features.split import NoSplit, split_model
@@ -91,7 +92,10 @@ def extract_features(
     >>> features.x.shape, features.y.tolist()
     ((4, 512), [0, 1, 0, 1])
     """
+    check_module("extract_features", model)
     spec_of(model)  # images need its preprocessing
+    if workers is not None:
+        check_int("extract_features", "workers", workers)
     part = part_of(data.train if isinstance(data, Splits) else data)
     if part is None:
         raise DataError("Features are extracted from images; this data set gives float tensors instead.")

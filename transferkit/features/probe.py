@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ def probe_backbones(
         tell: Called with a line of progress for each backbone.
 
     Raises:
+        ArgumentError: An argument makes no sense.
         DataError: There is neither a test nor a validation part, or an image cannot be decoded.
         UnknownNameError: There is no backbone of a name.
         CheckpointError: A file of weights cannot be used.
@@ -154,8 +155,15 @@ def probe_backbones(
     """
     owner = "probe_backbones"
     check_int(owner, "seed", seed)
-    valid = not isinstance(backbones, str) and len(backbones) > 0
+    if workers is not None:
+        check_int(owner, "workers", workers)
+    require(isinstance(data, Splits), owner, "data", "splits, such as load_dataset returns", data)
+    # A text and a module have a length too.
+    several = isinstance(backbones, Collection) and not isinstance(backbones, (str, nn.Module, Mapping))
+    valid = several and len(backbones) > 0 and all(isinstance(each, (str, nn.Module)) for each in backbones)
     require(valid, owner, "backbones", "a list of names or models, at least one", backbones)
+    valid = tell is None or callable(tell)
+    require(valid, owner, "tell", "a function that takes a line, or None", tell)
     scored = data.val if data.test is None else data.test
     if scored is None:
         raise DataError("Backbones are compared on a test or validation part, and the data has neither.")
@@ -188,7 +196,7 @@ def probe_backbones(
 
 
 def _load(name: str, weights: str | None, image_size: int | None, seed: int) -> nn.Module:
-    weights = None if weights == "none" else weights
+    weights = None if isinstance(weights, str) and weights == "none" else weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_backbone(name, weights=weights, image_size=image_size)

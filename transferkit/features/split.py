@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transferkit.backbones.spec import unwrapped
+from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.classification import logits_of
 from transferkit.errors import SelectorError
 from transferkit.features.frozen_graph import Untraceable, acts_differently, is_frozen, mode_of
@@ -69,6 +69,8 @@ def split_model(model: nn.Module) -> Split:
         raise NoSplit("nothing trains")
     if False not in trains:
         raise NoSplit("nothing is frozen")
+    if _auxiliary_trains(root):
+        raise NoSplit("an auxiliary classifier trains, and the cut would leave out its logits")
     if acts_differently(root):
         raise NoSplit(f"{type(root).__name__} has hooks, or a train method of its own")
     try:
@@ -77,6 +79,13 @@ def split_model(model: nn.Module) -> Split:
         return _split_at_head(root, error)
     except NoCut as error:
         raise NoSplit(str(error)) from error
+
+
+def _auxiliary_trains(model: nn.Module) -> bool:
+    """Whether an auxiliary classifier trains; what is traced gives the logits of the head alone."""
+    spec = find_spec(model)
+    layers = [] if spec is None else [find_module(model, path) for path in spec.auxiliary_heads]
+    return any(each.requires_grad for layer in layers if layer is not None for each in layer.parameters())
 
 
 def why_not_split(split: Split, inputs: Tensor, execution: Execution) -> str | None:

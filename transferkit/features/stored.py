@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from transferkit.augmentations import Augmentation, is_built_in
 from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.checks import warn_caller
 from transferkit.datasets.base import Part
 from transferkit.errors import OutputError
 from transferkit.features.fingerprint import is_versioned, module_fingerprint
@@ -172,7 +172,7 @@ class FrozenPrefix:
         try:
             return store.add(ids, blocks)
         except OutputError as error:
-            warnings.warn(f"Features are not kept for later runs: {error}", UserWarning, stacklevel=2)
+            warn_caller(f"Features are not kept for later runs: {error}")
             return False
 
     def _still_right(
@@ -193,11 +193,9 @@ class FrozenPrefix:
         right = kept.shape == fresh.shape
         right = right and bool((kept - fresh).norm() <= _SAME[self.form.precision] * fresh.norm())
         if not right:
-            warnings.warn(
+            warn_caller(
                 "Stored features are not what the model gives now, so they are computed anew for this run: "
-                "something has changed that does not show in its weights, settings and own files.",
-                UserWarning,
-                stacklevel=2,
+                "something has changed that does not show in its weights, settings and own files."
             )
         return right
 
@@ -266,9 +264,7 @@ class FrozenPrefix:
             fast = FastForward(prefix, Form(self.form.precision, False, False, BATCH_SIZE), execution)
         if reason is not None or (self.form.compiled and not fast.form.compiled):
             notes = "; ".join(fast.notes if reason is None else [reason])
-            warnings.warn(
-                f"The frozen part runs more slowly than it could: {notes}.", UserWarning, stacklevel=2
-            )
+            warn_caller(f"The frozen part runs more slowly than it could: {notes}.")
         self._forward, self.form = fast, fast.form
 
 

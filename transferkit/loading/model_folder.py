@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transferkit.files import parse_json, sync_folder, write_json, write_whole
 from transferkit.loading.tensor_files import write_tensors
 from transferkit.loading.weights import file_digest
 from transferkit.loading.wording import first_line
+from transferkit.registry import shown
 
 _FORMAT = 2  # the first had no checksums
 RECORD = "model.json"
@@ -44,12 +45,15 @@ class ModelRecord:
         aliases: For each name of a tensor that has several, the one under which the file has it.
         rebuildable: Whether the model can be built from its spec.
         weights: ``{"bytes", "sha256"}`` of the weights; ``None`` in the first format.
+        channels_last: Whether the kernels of the model lay in memory with the channels last, while the
+            file has them contiguous; ``None`` where that is not known, as in older files.
     """
 
     spec: BackboneSpec
     aliases: dict[str, str]
     rebuildable: bool
     weights: dict[str, Any] | None
+    channels_last: bool | None
 
 
 def write_model(
@@ -59,6 +63,7 @@ def write_model(
     *,
     aliases: Mapping[str, str],
     rebuildable: bool,
+    channels_last: bool,
 ) -> None:
     """Write the files of a model, in place of those of an earlier one.
 
@@ -68,6 +73,7 @@ def write_model(
         spec: As ``spec_to_dict`` returns it.
         aliases: See ``ModelRecord``.
         rebuildable: See ``ModelRecord``.
+        channels_last: See ``ModelRecord``.
 
     Raises:
         OutputError: The folder cannot be written; it holds the earlier model, or this one.
@@ -80,6 +86,7 @@ def write_model(
             "spec": dict(spec),
             "aliases": dict(aliases),
             "rebuildable": rebuildable,
+            "channels_last": channels_last,
             "weights": _entry(folder / _NEXT),
         }
         write_json(folder / RECORD, record | {"checksum": _checksum(record)})
@@ -95,13 +102,15 @@ def find_model(folder: Path) -> Path:
     """Return the folder that holds a model: this one, or ``model`` in a run directory.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or the folder cannot be read.
     """
-    if not (folder / RECORD).is_file() and (folder / "model" / RECORD).is_file():
-        folder = folder / "model"
-    if not (folder / RECORD).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, _NEXT)):
-        raise CheckpointError(f"There is no model in {folder}; {RECORD} and {WEIGHTS} are needed.")
-    return folder
+    try:
+        for place in (folder, folder / "model"):
+            if (place / RECORD).is_file() and any((place / name).is_file() for name in (WEIGHTS, _NEXT)):
+                return place
+    except OSError as error:  # a name that is too long, or a folder that is closed to this user
+        raise CheckpointError(f"{shown(str(folder))} cannot be read: {error.strerror or error}.") from error
+    raise CheckpointError(f"There is no model in {shown(str(folder))}; {RECORD} and {WEIGHTS} are needed.")
 
 
 def read_record(folder: Path) -> ModelRecord:
@@ -132,7 +141,9 @@ def read_record(folder: Path) -> ModelRecord:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise CheckpointCorruptError(f"{path} is damaged: {first_line(error)}.") from error
-    return ModelRecord(spec, record["aliases"], record["rebuildable"], record["weights"])
+    return ModelRecord(
+        spec, record["aliases"], record["rebuildable"], record["weights"], record["channels_last"]
+    )
 
 
 def weights_of(folder: Path, record: ModelRecord) -> tuple[Path, os.stat_result]:
@@ -228,9 +239,10 @@ def _is_entry(value: object) -> bool:
     return type(value.get("bytes")) is int and isinstance(value.get("sha256"), str)
 
 
-_FIELDS = {
+_FIELDS: dict[str, Callable[[object], bool]] = {
     "aliases": _are_names,
     "rebuildable": lambda value: isinstance(value, bool),
     "weights": _is_entry,
+    "channels_last": lambda value: value is None or isinstance(value, bool),
 }
 _MISSING = {"rebuildable": True}  # in the oldest files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transferkit.backbones.preprocessing import Preprocessing
-from transferkit.checks import check_choice
+from transferkit.checks import check_choice, warn_caller
 from transferkit.datasets.base import Part
 from transferkit.errors import OutputError
 from transferkit.loading.image_pixels import fitted, read_pixels
@@ -233,7 +232,7 @@ class Pixels:
         try:
             return store.add(list(wanted), self._blocks(np.array(list(wanted.values()))))
         except OutputError as error:
-            warnings.warn(f"Images are decoded anew in each epoch: {error}", UserWarning, stacklevel=2)
+            warn_caller(f"Images are decoded anew in each epoch: {error}")
             return False
 
     def _blocks(self, indices: npt.NDArray[np.int64]) -> Iterator[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.checks import warn_caller
 from transferkit.datasets.base import Part, class_indices
 from transferkit.datasets.huggingface import is_huggingface, read_huggingface
 from transferkit.errors import DataError
@@ -217,10 +217,8 @@ def image_batches(
 def warn_if_ready(data: Any, part: Part | None, preprocessing: Preprocessing | None) -> None:
     """Say that a data set of float tensors is taken as it is, past the model's own preprocessing."""
     if part is None and preprocessing is not None and hasattr(data, "__getitem__"):
-        warnings.warn(
+        warn_caller(
             "The data set gives float tensors, which are taken as ready for the model: neither its "
             "preprocessing nor an augmentation is applied. Return PIL images or uint8 tensors instead "
-            "to have both.",
-            UserWarning,
-            stacklevel=3,
+            "to have both."
         )

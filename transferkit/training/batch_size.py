@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
 from transferkit.checks import check_int
-from transferkit.classification import logits_of
+from transferkit.classification import loss_of
 from transferkit.errors import ArgumentError
 from transferkit.loading.memory import available_memory
 from transferkit.modes import modes_kept
@@ -123,8 +123,8 @@ def _loss(model: nn.Module, sample_shape: tuple[int, ...], size: int, execution:
     if inputs.ndim == 4:
         inputs = inputs.to(memory_format=execution.memory_format)
     with execution.autocast():
-        logits = logits_of(model(inputs))
-    return F.cross_entropy(logits.float(), torch.zeros(size, dtype=torch.int64, device=device))
+        output = model(inputs)
+    return loss_of(output, torch.zeros(size, dtype=torch.int64, device=device), F.cross_entropy)
 
 
 def _images_that_fit(model: nn.Module, sample_shape: tuple[int, ...], execution: Execution) -> int:

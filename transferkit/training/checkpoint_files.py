@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from transferkit.checks import warn_caller
 from transferkit.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError
 from transferkit.files import parse_json, sync_folder
 from transferkit.loading.tensor_files import read_tensors, write_tensors
@@ -154,9 +154,7 @@ class CheckpointFolder:
                 failure = failure or error
                 continue
             if failure is not None:
-                warnings.warn(
-                    f"{failure} The run goes on from the one before it, {path}.", UserWarning, stacklevel=2
-                )
+                warn_caller(f"{failure} The run goes on from the one before it, {path}.")
             return checkpoint
         if failure is not None:
             raise CheckpointCorruptError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from transferkit.checks import (
     check_between,
@@ -15,6 +17,7 @@ from transferkit.checks import (
     check_int,
     check_non_negative,
     check_positive,
+    is_number,
     require,
 )
 
@@ -83,7 +86,7 @@ class Phase:
             images, but of each class the same number, give or take one: those of small classes
             several times, augmented differently each time, and of large ones a part.
         label_smoothing: Share of the target's probability that is spread over all classes.
-        class_weights: ``None``, ``"balanced"``, or a float for each class.
+        class_weights: ``None``, ``"balanced"``, or a float of at least 0 for each class.
         clip_norm: Largest norm of the gradient; ``None`` leaves it alone.
         accumulate: Batches whose gradients are added up for one step of the optimizer.
         ema: Decay of the exponential moving average of the weights, such as 0.999; the average is what
@@ -128,6 +131,7 @@ class Phase:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        require(_are_selectors(self.train), "Phase", "train", "'head', 'all' or selectors", self.train)
         if isinstance(self.train, (list, tuple)) and len(self.train) == 1:
             object.__setattr__(self, "train", self.train[0])
         # Numbers of other libraries become Python's, which JSON can hold.
@@ -135,8 +139,7 @@ class Phase:
             value = getattr(self, each.name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, each.name, value.item())
-        if self.class_weights is not None and not isinstance(self.class_weights, str):
-            object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
+        object.__setattr__(self, "class_weights", _checked_weights(self.class_weights))
         check_int("Phase", "epochs", self.epochs, 1)
         for field in ("lr", "head_lr", "clip_norm", "mix_alpha"):
             if getattr(self, field) is not None:
@@ -162,8 +165,6 @@ class Phase:
         for field in ("freeze_batch_norm", "checkpoint_activations"):
             value = getattr(self, field)
             require(isinstance(value, bool), "Phase", field, "True or False", value)
-        valid = callable(self.train) or bool(self.train)
-        require(valid, "Phase", "train", "'head', 'all' or selectors", self.train)
         valid = self.last_stages is None or self.last_stages > 0
         require(valid, "Phase", "train", "'last:' and a number of stages, such as 'last:2'", self.train)
         self._check_mix()
@@ -205,6 +206,29 @@ class Phase:
         return cls(**fields)
 
 
+def _are_selectors(value: object) -> bool:
+    several = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping, nn.Module))
+    each_of: list[object] = list(value) if several else [value]  # type: ignore[call-overload]  # a collection
+    return bool(each_of) and all(
+        (isinstance(each, str) and each != "") or (callable(each) and not isinstance(each, nn.Module))
+        for each in each_of
+    )
+
+
+def _checked_weights(value: Any) -> str | tuple[float, ...] | None:
+    """Return class weights as floats, which JSON can hold."""
+    if value is None or (isinstance(value, str) and value == "balanced"):
+        return value
+    # A set or mapping has no order of the classes; arrays and tensors have numbers of their own.
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Set, Mapping))
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    weights = list(listed) if several and isinstance(listed, Iterable) else []
+    valid = all(is_number(each) and each >= 0 for each in weights) and any(weights)
+    wanted = "None, 'balanced' or finite floats of at least 0, not all 0"
+    require(valid, "Phase", "class_weights", wanted, value)
+    return tuple(float(each) for each in weights)
+
+
 def _plain(value: Any) -> Any:
     if callable(value):
         return getattr(value, "__qualname__", repr(value))
@@ -229,8 +253,8 @@ def share_epochs(phases: Sequence[Phase], total: int) -> tuple[Phase, ...]:
     enough = total >= len(stepwise)
     require(enough, "Trainer.fit", "epochs", f"at least {len(stepwise)}, one for each phase", total)
     weights = [phase.epochs for phase in stepwise]
-    shares = [1] * len(stepwise)
-    for _ in range(total - len(stepwise) if stepwise else 0):
+    shares = _most_of_each(total, weights)
+    for _ in range(total - sum(shares) if stepwise else 0):
         # The next epoch goes to the phase that is furthest below its proportion.
         short = [total * weight / sum(weights) - share for weight, share in zip(weights, shares, strict=True)]
         shares[short.index(max(short))] += 1
@@ -238,6 +262,19 @@ def share_epochs(phases: Sequence[Phase], total: int) -> tuple[Phase, ...]:
     return tuple(
         dataclasses.replace(phase, epochs=next(left)) if phase.solver == "sgd" else phase for phase in phases
     )
+
+
+def _most_of_each(total: int, weights: Sequence[int]) -> list[int]:
+    """Return what each phase gets at least, if the one furthest below its proportion is always next.
+
+    At most a few epochs for each phase are then left.
+    """
+    left = total - len(weights)
+    exact = [Fraction(total * weight, sum(weights)) for weight in weights]
+    ordered = sorted(exact, reverse=True)
+    # The last epochs are given at this distance below the proportion; what is further below is sure.
+    level = max((sum(ordered[:count]) - left) / count for count in range(1, len(exact) + 1)) if exact else 0
+    return [1 + max(0, int(each - level) - 1) for each in exact]
 
 
 def epochs_of(phases: Sequence[Phase]) -> int:

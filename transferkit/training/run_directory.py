@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transferkit.errors import CheckpointCorruptError, OutputError, RunDirectoryError
-from transferkit.files import parse_json, write_text
+from transferkit.files import is_leftover, parse_json, write_text
 from transferkit.loading.checked import Skipped, skipped_csv
 
 
@@ -47,7 +48,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self._config = self.path / "config.json"
@@ -61,11 +62,29 @@ class RunDirectory:
                 f"The run directory {self.path} is already in use; resume the run in it, or choose a new one."
             )
 
-    def _is_used(self) -> bool:
+    def check_writable(self) -> None:
+        """Make the folder, and raise ``OutputError`` if no file can be made in it."""
         try:
-            return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+
+    def _is_used(self) -> bool:
+        """Whether something is there besides what a writer that was killed has left."""
+        try:
+            if not self.path.is_dir():
+                return self.path.exists()
+            return any(not is_leftover(each) for each in self.path.iterdir())
         except OSError as error:
             raise OutputError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left."""
+        for each in self.path.glob(".*.tmp"):
+            if is_leftover(each):
+                each.unlink(missing_ok=True)
 
     def recorded(self) -> dict[str, Any] | None:
         """Return the configuration of the run that began here, or ``None`` if none did.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from transferkit.backbones.spec import find_spec
-from transferkit.checks import import_extra
+from transferkit.checks import check_path, import_extra
 from transferkit.errors import MissingExtraError, OutputError
 from transferkit.evaluation.drawing import denormalized
 from transferkit.loading.batches import ImageBatches
@@ -39,6 +38,7 @@ class TensorBoard(Callback):
         folder: Where the event files go, one folder for each run; made if it does not exist.
 
     Raises:
+        ArgumentError: The folder is no path.
         MissingExtraError: tensorboard is not installed.
     """
 
@@ -48,9 +48,9 @@ class TensorBoard(Callback):
     _IMAGES = 16
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = check_path("TensorBoard", "folder", folder)
         # First by its own name, because the error would name torch otherwise.
         import_extra("tensorboard", "tensorboard", "TensorBoard")
-        self.folder = Path(folder).expanduser()
         self._open: Any = None
         self._model: nn.Module | None = None
         self._tools: PhaseTools | None = None
