@@ -12,7 +12,13 @@ author = "transferkit contributors"
 copyright = "transferkit contributors"
 version = release = transferkit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "examples"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "run_examples",
+]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 

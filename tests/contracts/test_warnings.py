@@ -42,7 +42,7 @@ def test_every_warning_has_a_category_and_says_whose_line_it_is():
     # All others go through warn_caller, which finds the line however deep it is called from; a command's
     # warnings are printed without a line.
     places = {place for place, _ in found if not place.startswith("commands/")}
-    assert places == {"checks.py", "datasets/load.py"}
+    assert places == {"checks.py"}
     for place, call in found:
         assert len(call.args) >= 2 or any(each.arg == "category" for each in call.keywords), place
         assert any(each.arg == "stacklevel" for each in call.keywords), place
