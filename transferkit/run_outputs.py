@@ -56,7 +56,7 @@ def write_report(report: Report, part: Part, out: str | os.PathLike[str]) -> lis
     targets, predicted, probabilities = samples_of(report, "write_report", part)
     predictions = ranked(probabilities, report.classes, top_k=1)
     write_text(out / "result.csv", predictions_csv(part.ids, predictions))
-    chosen = _spread(len(part), _GRID)
+    chosen = spread(len(part), _GRID)
     truths = [report.classes[targets[index]] for index in chosen]
 
     def grid() -> Figure:
@@ -129,7 +129,7 @@ def grad_cam_grid(model: nn.Module, report: Report, part: Part, *, most: int = _
         MissingExtraError: matplotlib is not installed.
     """
     targets, predicted, probabilities = samples_of(report, "grad_cam_grid", part)
-    chosen = _spread(report.n, most)
+    chosen = spread(report.n, most)
     preprocessing = spec_of(model).preprocessing
     pixels = torch.stack(
         [pixels_of(part.source(index), preprocessing, name=part.ids[index]) for index in chosen]
@@ -185,7 +185,7 @@ def save_figure(path: Path, draw: Callable[[], Figure], *, required: bool = Fals
     return []
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """Return up to ``most`` positions, spread evenly, so that sorted classes are all seen."""
     few = min(count, most)
     return [round(place * (count - 1) / max(1, few - 1)) for place in range(few)]

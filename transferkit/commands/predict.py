@@ -11,7 +11,7 @@ from transferkit.files import write_text
 def predict(options: Options) -> None:
     """Label images with the model of a run."""
     from transferkit.predictor import Predictor, find_images, predictions_csv
-    from transferkit.run_outputs import prediction_grid, save_figure
+    from transferkit.run_outputs import prediction_grid, save_figure, spread
     from transferkit.saved_model import load_model
 
     paths: list[Path] = []
@@ -26,7 +26,8 @@ def predict(options: Options) -> None:
     if options.out:
         write_text(Path(options.out), table)
     if options.grid:
-        shown = [place for place, prediction in enumerate(predictions) if prediction][:16]
+        labelled = [place for place, prediction in enumerate(predictions) if prediction]
+        shown = [labelled[place] for place in spread(len(labelled), 16)]
         save_figure(
             Path(options.grid),
             lambda: prediction_grid(

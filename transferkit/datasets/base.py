@@ -326,7 +326,7 @@ class Splits:
     train: Part
     val: Part | None
     test: Part | None
-    record: dict[str, Any] = field(repr=False)  # it may name every image
+    record: dict[str, Any] = field(default_factory=dict, repr=False)  # it may name every image
 
     @property
     def classes(self) -> tuple[str, ...]:

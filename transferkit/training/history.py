@@ -126,7 +126,10 @@ class History(Sequence[dict[str, Any]]):
             axes.set_title(label.capitalize(), fontsize=11, pad=18)
             axes.set(xlabel="epoch", ylabel=label)
             self._mark_phases(axes, places)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        # It shows as many decimals as its ticks need.
+        axes.yaxis.set_major_formatter(
+            import_extra("matplotlib.ticker", "plot", "History.plot").PercentFormatter(1.0)
+        )
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
