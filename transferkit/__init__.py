@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.backbones.spec import BackboneSpec as BackboneSpec
     from transferkit.backbones.spec import Stage as Stage
     from transferkit.backbones.spec import spec_of as spec_of
+    from transferkit.batch_norm import adapt_batch_norm as adapt_batch_norm
     from transferkit.datasets.base import Part as Part
     from transferkit.datasets.base import Splits as Splits
     from transferkit.datasets.load import load_dataset as load_dataset
@@ -83,6 +84,7 @@ _HOMES = {
     "TensorBoard": "transferkit.training.tensorboard",
     "Trainer": "transferkit.trainer",
     "TransferkitError": "transferkit.errors",
+    "adapt_batch_norm": "transferkit.batch_norm",
     "attach_spec": "transferkit.backbones.attach",
     "augmentation": "transferkit.augmentations",
     "class_names": "transferkit.heads",

@@ -106,6 +106,11 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="default, none, a name, or a .safetensors or .pth file",
     )
     add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
+    add(
+        "--adapt-batch-norm",
+        action="store_true",
+        help="measure the statistics of batch norm on your images first, for another size than the weights'",
+    )
     add("--recipe", default="lp-ft", metavar="NAME", help="see 'transferkit recipes' (lp-ft)")
     add("--epochs", type=int, metavar="N", help="in all phases together (the recipe's own)")
     add("--augmentation", metavar="NAME", help="see 'transferkit augmentations' (the recipe's own)")

@@ -154,6 +154,19 @@ CALLS: dict[str, Call] = {
     "augmentation": Call(tk.augmentation, lambda _: {"name": "light", "preprocessing": "cifar10"}, {}),
     "class_names": Call(tk.class_names, lambda _: {"model": net()}, {}),
     "evaluate": Call(tk.evaluate, lambda _: {"model": net(), "data": part(), "batch_size": 4, **HOW}, RUNS),
+    "adapt_batch_norm": Call(
+        tk.adapt_batch_norm,
+        lambda _: {
+            "model": tk.load_backbone("mini", image_size=8),
+            "data": part(),
+            "images": 2,
+            "batch_size": 2,
+            "device": "cpu",
+            "precision": "fp32",
+            "seed": 0,
+        },
+        {"seed": "0"},
+    ),
     "extract_features": Call(tk.extract_features, lambda _: {"model": net(), "data": part(), **HOW}, RUNS),
     "freeze": Call(tk.freeze, lambda _: {"model": net(), "except_": "head"}, {"except_": "None"}),
     "grad_cam": Call(

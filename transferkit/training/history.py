@@ -101,6 +101,8 @@ class History(Sequence[dict[str, Any]]):
             MissingExtraError: matplotlib is not installed.
         """
         figure = new_figure(9, 4.0, "History.plot")
+        from matplotlib.ticker import PercentFormatter
+
         places = self._places()
         for axes, key, label in zip(
             figure.subplots(1, 2), ("loss", "accuracy"), ("mean loss", "accuracy"), strict=True
@@ -127,9 +129,7 @@ class History(Sequence[dict[str, Any]]):
             axes.set(xlabel="epoch", ylabel=label)
             self._mark_phases(axes, places)
         # It shows as many decimals as its ticks need.
-        axes.yaxis.set_major_formatter(
-            import_extra("matplotlib.ticker", "plot", "History.plot").PercentFormatter(1.0)
-        )
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -1,0 +1,103 @@
+"""Statistics of batch norm, measured anew on other images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transferkit.backbones.spec import spec_of
+from transferkit.checks import check_int, check_module
+from transferkit.errors import ArgumentError
+from transferkit.loading.sources import image_batches, part_of
+from transferkit.modes import modes_kept
+from transferkit.runtime import resolve_execution
+
+
+@torch.no_grad()
+def adapt_batch_norm(
+    model: nn.Module,
+    data: Any,
+    *,
+    images: int = 512,
+    batch_size: int = 64,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """Measure the means and variances of a model's batch norm anew, on images of your own.
+
+    A frozen backbone keeps the statistics of the images that it was pretrained on. Where yours differ
+    much from those, above all in how large things appear because the image size is another than the
+    weights', its features fit worse than they could. Labels play no role, and weights stay as they are.
+
+    Args:
+        model: A model with a spec; its statistics change in place, frozen or not.
+        data: A part of ``load_dataset``, such as ``splits.train``, or a map-style data set of images.
+        images: How many of them are looked at, drawn at random.
+        batch_size: Images in a batch.
+        device: Where to compute.
+        precision: As for ``Trainer``; the statistics are float32 in any case.
+        seed: What the draw follows from.
+
+    Returns:
+        The model, on the device.
+
+    Raises:
+        ArgumentError: The model has no batch norm, or an argument makes no sense.
+        DataError: There are no images.
+
+    Source:
+        Li et al. (2016), https://arxiv.org/abs/1603.04779.
+
+    >>> from transferkit import Part, load_backbone
+    >>> pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> model = adapt_batch_norm(load_backbone("mini"), Part(pixels, [0, 1] * 4, ["ant", "bee"]))
+    """
+    check_module("adapt_batch_norm", model)
+    count = check_int("adapt_batch_norm", "images", images, 2)
+    seed = check_int("adapt_batch_norm", "seed", seed)
+    preprocessing = spec_of(model).preprocessing
+    norms = [
+        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        raise ArgumentError(
+            f"The 'model' parameter of adapt_batch_norm must be a model with batch norm. "
+            f"Got a {type(model).__name__} without any instead."
+        )
+    part = part_of(data)
+    if part is None:
+        raise ArgumentError(
+            "The 'data' parameter of adapt_batch_norm must be images. Got tensors ready for a model instead."
+        )
+    chosen = np.random.default_rng(seed).permutation(len(part))[:count]
+    execution = resolve_execution(model, device=device, precision=precision, compile=False)
+    execution.place(model)
+    batches = image_batches(
+        part.take(np.sort(chosen)),
+        preprocessing,
+        execution,
+        # Shuffled, so that a last batch of one joins the one before it, which batch norm needs.
+        batch_size=check_int("adapt_batch_norm", "batch_size", batch_size, 2),
+        shuffle=True,
+        seed=seed,
+        keep=False,
+    )
+    momenta = [norm.momentum for norm in norms]
+    with modes_kept(model), execution.arithmetic(), execution.autocast():
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+            nn.Module.train(norm)  # not its own, which keeps what is frozen in inference mode
+        try:
+            for batch in batches.epoch(0):
+                model(batch.inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    return model
