@@ -23,7 +23,14 @@ def test_it_prints_both_with_intervals_and_leaves_a_run(tmp_path, capsys, monkey
     assert printed.out.count("pretrained") >= 3
     assert printed.out.count("[") == 4
     assert "pretrained less random: " in printed.out
-    for name in ("confusion_matrix.png", "predictions.png", "history.png"):
+    figures = (
+        "confusion_matrix.png",
+        "predictions.png",
+        "history.png",
+        "training_images.png",
+        "grad_cam.png",
+    )
+    for name in figures:
         with Image.open(run / name) as picture:
             assert min(picture.size) > 200
     with (run / "result.csv").open(newline="") as file:
@@ -38,6 +45,14 @@ def test_a_used_folder_is_refused_before_any_work(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match="is already in use"):
         quickstart.run_quickstart(tmp_path)
+
+
+def test_the_command_says_how_to_name_another_folder(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "is already in use" in error
+    assert error.endswith("--out.\n")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import nn
 import transferkit as tk
 from transferkit.backbones.spec import set_spec
 from transferkit.errors import OutputError
-from transferkit.run_outputs import grad_cam_grid, write_figures, write_report
+from transferkit.run_outputs import check_writable, grad_cam_grid, write_figures, write_report
 
 REPORT = {"confusion_matrix.png", "reliability.png", "predictions.png", "mistakes.png"}
 RUN = {"training_images.png", "history.png", "grad_cam.png"}
@@ -106,3 +106,31 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path, evaluated, histor
     (tmp_path / "run").write_text("a file where the run directory should be")
     with pytest.raises(OutputError, match=r"training_images\.png cannot be written"):
         write_figures(tmp_path / "run", model, part, history)
+
+
+def test_training_images_that_cannot_be_decoded_are_passed_over(tmp_path, evaluated, history):
+    pytest.importorskip("matplotlib", reason="the figures need matplotlib")
+    model, part, _ = evaluated
+    sources = [b"" if index % 2 else image for index, image in enumerate(part.sources)]
+    faulty = tk.Part(sources, part.targets, part.classes, name="train")
+    assert write_figures(tmp_path, model, faulty, history) == []
+    assert (tmp_path / "training_images.png").is_file()
+    hopeless = tk.Part([b""] * 4, [0, 1, 0, 1], part.classes, name="train")
+    (note,) = write_figures(tmp_path, model, hopeless, history)
+    assert note.startswith("training_images.png was left out: ")
+
+
+def test_what_cannot_be_written_is_told_beforehand_and_once(tmp_path):
+    pytest.importorskip("matplotlib", reason="a figure needs matplotlib")
+    (tmp_path / "file").write_text("no folder")
+    for path, reason in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "file" / "grid.png", "Not a directory"),
+    ):
+        with pytest.raises(OutputError) as caught:
+            check_writable(path)
+        assert str(caught.value) == f"{path} cannot be written: {reason}."
+    with pytest.raises(OutputError, match=r"cannot be written: '\.xyz' is none of the formats .*png"):
+        check_writable(tmp_path / "grid.xyz", figure=True)
+    check_writable(tmp_path / "new" / "folder" / "grid.png", figure=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -112,3 +112,17 @@ def test_convolutions_are_placed_channels_last(device):
 def test_a_device_that_is_not_there_is_refused(bad):
     with pytest.raises(ArgumentError, match=r"^The 'device' parameter must be one of 'auto', 'cpu'"):
         resolve_device(bad)
+
+
+def test_without_a_cuda_device_the_error_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(ArgumentError) as caught:
+            resolve_device(name)
+        assert str(caught.value) == (
+            "The 'device' parameter must be one of 'auto', 'cpu', because torch finds no CUDA device here. "
+            f"Got {name!r} instead."
+        )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ArgumentError, match=r"one of 'auto', 'cpu', 'cuda:0', 'cuda:1'\. Got 'cuda:2'"):
+        resolve_device("cuda:2")

@@ -171,7 +171,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("data", metavar="DATA", help=_DATA)
     parser.add_argument(
-        "--label-from", metavar="REGEX", help="takes the label from the file name (that of the run)"
+        "--label-from",
+        metavar="REGEX",
+        help="takes the label from the file name; '' takes the folders (that of the run)",
     )
     parser.add_argument("--out", metavar="FILE", help="write the report as JSON")
     _add_on_error(parser, "be left out")
@@ -261,6 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TransferkitError as error:
         print(f"transferkit: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as error:
+        for note in getattr(error, "__notes__", ()):  # of SIGTERM
+            print(f"transferkit: terminated. {note}".rstrip(), file=sys.stderr)
+        raise
     except KeyboardInterrupt as error:
         print(f"transferkit: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130

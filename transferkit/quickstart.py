@@ -16,7 +16,7 @@ from transferkit.evaluation.comparison import PairedDifference, paired_differenc
 from transferkit.evaluation.report import Report
 from transferkit.evaluation.scoring import evaluate
 from transferkit.heads import replace_head
-from transferkit.run_outputs import save_figure, write_report
+from transferkit.run_outputs import write_figures, write_report
 from transferkit.trainer import Trainer
 from transferkit.training.run_directory import RunDirectory
 
@@ -109,7 +109,10 @@ def run_quickstart(
             tell(f"draw {draw + 1} of {_DRAWS}, {name}: {_shown(report)}")
             if shown:
                 notes = write_report(report, splits.test, run)
-                for note in [*notes, *save_figure(run / "history.png", history.plot)]:
+                notes += write_figures(
+                    run, model, splits.train, history, report=report, part=splits.test, seed=draw
+                )
+                for note in dict.fromkeys(notes):
                     tell(note)
     difference = paired_difference(
         [report.accuracy for report in reports["default"]], [report.accuracy for report in reports[None]]

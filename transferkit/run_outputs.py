@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +15,11 @@ import torch
 from torch import nn
 
 from transferkit.augmentations import Augmentation
+from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.spec import spec_of
 from transferkit.datasets.base import Part
-from transferkit.errors import MissingExtraError, OutputError, TransferkitError
+from transferkit.errors import ImageDecodeError, MissingExtraError, OutputError, TransferkitError
+from transferkit.evaluation.drawing import new_figure
 from transferkit.evaluation.grad_cam import grad_cam
 from transferkit.evaluation.image_figures import (
     plot_grad_cam,
@@ -28,6 +33,7 @@ from transferkit.files import write_text
 from transferkit.loading.decode import decode
 from transferkit.loading.image_pixels import pixels_of
 from transferkit.predictor import Prediction, predictions_csv, ranked
+from transferkit.seeding import stream
 from transferkit.training.history import History
 
 if TYPE_CHECKING:
@@ -105,14 +111,38 @@ def write_figures(
         maps for Grad-CAM.
     """
     figures: dict[str, Callable[[], Figure]] = {
-        "training_images.png": lambda: plot_training_images(
-            train, spec_of(model).preprocessing, augmentation, seed=seed
+        "training_images.png": lambda: _training_images(
+            train, spec_of(model).preprocessing, augmentation, seed
         ),
         "history.png": history.plot,
     }
     if report is not None and part is not None:
         figures["grad_cam.png"] = lambda: grad_cam_grid(model, report, part)
     return _save_all(Path(out), figures)
+
+
+def _training_images(
+    train: Part, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int
+) -> Figure:
+    """Draw training images; where some cannot be decoded, the first in the run's order that can."""
+    try:
+        return plot_training_images(train, preprocessing, augmentation, seed=seed)
+    except ImageDecodeError:
+        readable = (
+            index for index in stream(seed, "order", 1).permutation(len(train)) if _reads(train, index)
+        )
+        chosen = list(itertools.islice(readable, _GRID))
+        if not chosen:
+            raise
+        return plot_training_images(train.take(chosen), preprocessing, augmentation, seed=seed)
+
+
+def _reads(part: Part, index: int) -> bool:
+    try:
+        decode(part.source(index))
+    except ImageDecodeError:
+        return False
+    return True
 
 
 def grad_cam_grid(model: nn.Module, report: Report, part: Part, *, most: int = _MAPS) -> Figure:
@@ -181,8 +211,42 @@ def save_figure(path: Path, draw: Callable[[], Figure], *, required: bool = Fals
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be written: {error}.") from error
+        raise OutputError(f"{path} cannot be written: {_reason(error)}.") from error
     return []
+
+
+def check_writable(path: Path, *, figure: bool = False) -> None:
+    """Raise now, rather than after hours of work, if a file could not be written. Nothing is left behind.
+
+    Args:
+        path: The file. Folders above it may be missing.
+        figure: Whether it is to hold a figure, of a kind that its name tells.
+
+    Raises:
+        OutputError: It cannot be written.
+        MissingExtraError: matplotlib is not installed, and it is a figure.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # Figures are written into a file that is there, and other files take its place.
+        if figure and path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        # The nearest that is there.
+        folder = next(above for above in path.absolute().parents if above.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+        if figure:
+            kinds = new_figure(1, 1, "a figure").canvas.get_supported_filetypes()
+            kind = path.suffix.removeprefix(".").lower()
+            if kind and kind not in kinds:
+                raise ValueError(f"'.{kind}' is none of the formats {', '.join(sorted(kinds))}")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Say why, without the path, which the sentence has already."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def spread(count: int, most: int) -> list[int]:

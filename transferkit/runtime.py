@@ -164,7 +164,12 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     available = {"cpu": 1, "cuda": torch.cuda.device_count()}
     if resolved is None or (resolved.index or 0) >= available.get(resolved.type, 0):
         here = ", ".join(["'auto'", "'cpu'", *(f"'cuda:{number}'" for number in range(available["cuda"]))])
-        raise ArgumentError(f"The 'device' parameter must be one of {here}. Got {shown(device)} instead.")
+        reason = ""
+        if resolved is not None and resolved.type == "cuda" and not available["cuda"]:
+            reason = ", because torch finds no CUDA device here"
+        raise ArgumentError(
+            f"The 'device' parameter must be one of {here}{reason}. Got {shown(device)} instead."
+        )
     return resolved
 
 

@@ -37,7 +37,7 @@ from transferkit.loading.model_folder import (
     weights_of,
     write_model,
 )
-from transferkit.loading.tensor_files import read_tensors, tensors_in
+from transferkit.loading.tensor_files import DTYPES, read_tensors, tensors_in
 from transferkit.loading.wording import first_line
 from transferkit.module_tree import find_module
 from transferkit.registry import shown
@@ -68,13 +68,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     count = outputs or (len(classes) if classes else spec.num_classes)
     spec = dataclasses.replace(spec, classes=classes, num_classes=count)
     tensors, aliases = _tensors_of(model)
-    try:
-        written = json.loads(json.dumps(spec_to_dict(spec), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"The builder arguments of this {spec.name!r} must be numbers, texts, lists or dicts to be saved "
-            f"in {RECORD}: {error}. Save its state_dict() instead."
-        ) from error
+    written = _written(spec)
     try:
         again = spec_from_dict(written)
     except ValueError as error:
@@ -88,6 +82,35 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         channels_last=_is_channels_last(model),
     )
     return folder
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Make sure that a model can be saved, before it is trained.
+
+    Raises:
+        ArgumentError: Its state is not made of tensors of types that safetensors has, or its builder
+            arguments are not what JSON can hold.
+    """
+    for name, value in unwrapped(model).state_dict().items():
+        if not isinstance(value, Tensor) or value.dtype not in DTYPES:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ArgumentError(
+                "A model that is to be saved must have a state of plain tensors. "
+                f"Got {kind} for {name!r} instead."
+            )
+    _written(spec_of(unwrapped(model)))
+
+
+def _written(spec: BackboneSpec) -> dict[str, Any]:
+    """Return a spec as JSON gives it back."""
+    try:
+        written: dict[str, Any] = json.loads(json.dumps(spec_to_dict(spec), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The builder arguments of this {spec.name!r} must be numbers, texts, lists or dicts to be saved "
+            f"in {RECORD}: {error}. Save its state_dict() instead."
+        ) from error
+    return written
 
 
 def _tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

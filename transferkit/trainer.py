@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
-from transferkit.checks import check_choice, check_int, check_module, check_path, require
+from transferkit.checks import check_choice, check_int, check_module, check_path, require, warn_caller
 from transferkit.datasets.base import Splits
-from transferkit.errors import ArgumentError
+from transferkit.errors import ArgumentError, RunDirectoryError
 from transferkit.heads import head_module, head_out_features
 from transferkit.loading.checked import ON_ERROR, Skipped, check_on_error, usable
 from transferkit.loading.loader_batches import dead_workers_told
 from transferkit.runtime import Execution, given_execution
-from transferkit.saved_model import load_model, save_model, spec_to_dict
+from transferkit.saved_model import check_saveable, load_model, save_model, spec_to_dict
 from transferkit.training.augmenting import AugmentationLike, resolve_augmentation
 from transferkit.training.callbacks import Callback, ProgressBar
 from transferkit.training.checkpoint_files import Checkpoint, CheckpointFolder, read_checkpoint
@@ -127,6 +127,7 @@ class Trainer:
                 "A run directory needs a model with a spec, to save it; give it one with "
                 "transferkit.attach_spec(model, head=..., preprocessing=...)."
             )
+        self._unsaved = False  # whether a fit has begun that did not end
         self._run_directory = None if run_dir is None else RunDirectory(run_dir)
         self.checkpoints = Checkpoints() if checkpoints is None else checkpoints
         valid = isinstance(self.checkpoints, Checkpoints)
@@ -206,22 +207,35 @@ class Trainer:
             epochs=epochs,
             seed=self.seed,
         )
+        checkpoint = None
+        if directory is not None:
+            if recorded is not None and recorded.get("finished"):
+                check_same(recorded, settings, directory.path)
+                return self._as_it_ended(directory)
+            # Better met before the work than after it.
+            check_saveable(self.model)
+            directory.check_writable()
+            directory.sweep()
+            checkpoint = self._checkpoint(directory, resume) if resume else None
+        if checkpoint is not None:
+            recorded = checkpoint.config
+            self.execution = data.execution = recorded_execution(recorded)
         if directory is not None and recorded is not None:
             check_same(recorded, settings, directory.path)
-            if recorded.get("finished"):
-                return self._as_it_ended(directory)
-            self.execution = data.execution = recorded_execution(recorded)
+            if checkpoint is None and directory.has_history():
+                warn_caller(f"Nothing was saved of the run in {directory.path}; it begins again.")
         self.execution.place(self.model)
+        self._unsaved = True
         with self.execution.arithmetic():
-            run = self._run(data, settings, record, epochs, recorded)
+            run = self._run(data, settings, record, epochs, None if checkpoint is None else recorded)
+            if checkpoint is not None:
+                run.restore(checkpoint)
+                del checkpoint  # nothing holds its tensors while the run goes on
             if directory is not None:
-                directory.check_writable()  # better met before the work than after it
-                directory.sweep()
-            if directory is not None and recorded is not None:
-                _restore(run, recorded, _checkpoint(directory, resume))
-                directory.write_history(run.history)
-            if directory is not None and skipped:
-                directory.write_skipped(skipped)
+                if run.history or directory.has_history():
+                    directory.write_history(run.history)
+                if skipped:
+                    directory.write_skipped(skipped)
             self.history = run.history
             with dead_workers_told():
                 run.go(self.checkpoints)
@@ -229,9 +243,31 @@ class Trainer:
         self.model.eval()
         if directory is not None:
             save_model(self.model, directory.model)
+            directory.write_history(run.history)
             directory.write_config(run.config | {"finished": True})
             CheckpointFolder(directory.checkpoints).clear()
+        self._unsaved = False
         return self.history
+
+    def _checkpoint(
+        self, directory: RunDirectory, resume: bool | str | os.PathLike[str]
+    ) -> Checkpoint | None:
+        """Return the checkpoint that is named, or the newest, if there is one."""
+        folder = CheckpointFolder(directory.checkpoints)
+        folder.sweep()
+        checkpoint = folder.newest() if isinstance(resume, bool) else read_checkpoint(resume)
+        if checkpoint is not None:
+            self._tell(f"going on from {checkpoint.path}")
+        elif self._unsaved:
+            raise RunDirectoryError(
+                f"Nothing was saved of the run in {directory.path}, and this model is no longer what it "
+                "began with; make the model and the Trainer anew."
+            )
+        return checkpoint
+
+    def _tell(self, text: str) -> None:
+        if any(isinstance(each, ProgressBar) for each in self.callbacks):
+            print(text, file=sys.stderr)
 
     def _leave_out(self, data: TrainingData) -> tuple[Skipped, ...]:
         """Leave out of the data what cannot be decoded, if that is wanted."""
@@ -249,6 +285,7 @@ class Trainer:
 
     def _as_it_ended(self, directory: RunDirectory) -> History:
         """Put the model where a finished run left it."""
+        self._tell(f"the run in {directory.path} is over")
         load_model(directory.path, into=self.model)
         self.execution.place(self.model)
         self.history = History(directory.read_history())
@@ -320,17 +357,3 @@ class Trainer:
             },
             "versions": versions(),
         }
-
-
-def _restore(run: Run, recorded: dict[str, Any], checkpoint: Checkpoint | None) -> None:
-    # By a function of its own, so that nothing holds the checkpoint's tensors while the run goes on.
-    if checkpoint is not None:
-        run.restore(checkpoint)
-        run.config["decisions"] = recorded["decisions"][: run.phase]
-
-
-def _checkpoint(directory: RunDirectory, resume: bool | Path) -> Checkpoint | None:
-    """Return the checkpoint that is named, or the newest."""
-    folder = CheckpointFolder(directory.checkpoints)
-    folder.sweep()
-    return folder.newest() if isinstance(resume, bool) else read_checkpoint(resume)

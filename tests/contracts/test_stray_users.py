@@ -202,7 +202,8 @@ def test_a_folder_that_nobody_can_write_to(run, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(run, tmp_path):
     done, _, err = run(*command_of(["train", "photos", "--device", "cuda"], tmp_path / "run"))
-    check_sentence(err, "The 'device' parameter must be one of 'auto', 'cpu'. Got 'cuda' instead.")
+    wanted = "must be one of 'auto', 'cpu', because torch finds no CUDA device here. Got 'cuda' instead."
+    check_sentence(err, f"The 'device' parameter {wanted}")
     assert done == 2
 
 

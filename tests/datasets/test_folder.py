@@ -272,3 +272,24 @@ def test_listing_asks_no_file_for_its_status(lay_out: LayOut, monkeypatch: pytes
     monkeypatch.setattr(os, "stat", lambda *args, **options: asked.append(args) or stat(*args, **options))
     read_folder(root)
     assert 0 < len(asked) < 20
+
+
+def test_a_folder_of_data_sets_is_refused(lay_out: LayOut) -> None:
+    root = lay_out(*(f"{data}/{part}/cat/1.jpg" for data in ("pets", "zoo") for part in ("Train", "val")))
+    with pytest.raises(DataError) as caught:
+        read_folder(root)
+    assert str(caught.value) == (
+        f"'{root}' is a folder of data sets, not of classes: each folder in it has parts of its own "
+        f"('{root / 'pets'}' holds 'Train/'). Name one of them, such as '{root / 'pets'}'."
+    )
+
+
+def test_a_class_folder_that_looks_like_a_data_set_is_named(lay_out: LayOut) -> None:
+    root = lay_out("car/1.jpg", "pets/test/cat/1.jpg", "pets/train/dog/2.jpg")
+    contents = read_folder(root)
+    assert contents.remarks == (
+        f"took 1 folder ('pets') for a class, though '{root / 'pets'}' holds 'test/', as a data set does; "
+        f"if it is one, name '{root / 'pets'}'",
+    )
+    assert len(contents.parts["train"]) == 3
+    assert read_folder(lay_out("rail/trains/1.jpg", "road/2.jpg", folder="other")).remarks == ()

@@ -175,3 +175,24 @@ def test_wrong_arguments() -> None:
     empty = tk.Part([], np.zeros(0, dtype=np.int64), ["x"], name="train")
     with pytest.raises(DataError, match="no images to draw: the 'train' part is empty"):
         plot_training_images(empty, tk.Preprocessing(size=8))
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_heading_of_the_maps_is_whole(count: int) -> None:
+    figure = plot_grad_cam([GREY] * count, torch.ones(count, 8, 8), ["ant"] * count, [0.9] * count)
+    figure.draw_without_rendering()
+    heading = figure._suptitle.get_window_extent()
+    assert 0 <= heading.x0 < heading.x1 <= figure.bbox.x1
+    assert heading.y1 <= figure.bbox.y1
+    assert figure.get_suptitle().replace("\n", " ").endswith("for the predicted label (yellow: most)")
+    assert not any(heading.overlaps(axes.title.get_window_extent()) for axes in figure.axes)
+
+
+def test_a_map_without_evidence_says_so() -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    image[..., 0] = 90
+    maps = torch.stack([torch.zeros(8, 8), torch.eye(8)])
+    empty, full = plot_grad_cam([image, image], maps, ["ant", "bee"], [0.9, 0.8]).axes
+    assert [text.get_text() for text in empty.texts] == ["no evidence"]
+    assert not full.texts
+    np.testing.assert_array_equal(pixels_of(empty)[:, -8:], 30)

@@ -146,3 +146,12 @@ def test_no_plot_touches_pyplot() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_axis_of_shares_ends_at_the_whole() -> None:
+    matrix = np.eye(30, dtype=int)
+    matrix[3, 3], matrix[3, 4] = 0, 2
+    bars = plot_confusion_matrix(report_with(matrix.tolist())).subfigs[1].axes[0]
+    assert max(bars.get_xticks()) == 1
+    assert bars.spines["bottom"].get_bounds() == (0, 1)
+    assert bars.get_xlim()[1] > 1  # the counts stand beyond the bars

@@ -21,10 +21,9 @@ TENSORS = {"model.weight": torch.arange(6.0).reshape(2, 3), "optimizer.0.step": 
 BEST = {"weight": torch.ones(2, 3)}
 
 
-def write(folder: CheckpointFolder, step: int, best_id: int = 1) -> Path:
-    return folder.write(
-        {"step": step}, {**TENSORS, "model.weight": TENSORS["model.weight"] + step}, BEST, best_id
-    )
+def write(folder: CheckpointFolder, step: int) -> Path:
+    tensors = {**TENSORS, "model.weight": TENSORS["model.weight"] + step}
+    return folder.write({"step": step}, tensors, BEST)
 
 
 def names(folder: CheckpointFolder) -> list[str]:
@@ -33,7 +32,7 @@ def names(folder: CheckpointFolder) -> list[str]:
 
 def test_what_was_written_is_read_back(tmp_path):
     folder = CheckpointFolder(tmp_path / "checkpoints")
-    path = folder.write({"progress": {"loss": 0.1}}, TENSORS, BEST, 1)
+    path = folder.write({"progress": {"loss": 0.1}}, TENSORS, BEST)
     for checkpoint in (read_checkpoint(path), folder.newest()):
         assert checkpoint is not None
         assert checkpoint.state == {"progress": {"loss": 0.1}}
@@ -59,26 +58,22 @@ def test_the_newest_few_are_kept_whatever_their_times(tmp_path):
     assert newest.state == {"step": 11}
 
 
-def test_best_weights_that_stay_are_linked_and_survive_the_removal_of_the_first(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=1)
-    first = write(folder, 0)
-    inode = (first / "best.safetensors").stat().st_ino
-    second = write(folder, 1)
-    assert not first.exists()
-    assert (second / "best.safetensors").stat().st_ino == inode
-    assert torch.equal(read_checkpoint(second).best["weight"], BEST["weight"])
-    third = write(folder, 2, best_id=2)
-    assert (third / "best.safetensors").stat().st_ino != inode
-
-
-def test_where_links_are_unknown_the_best_weights_are_written(tmp_path, monkeypatch):
-    def refused(*_: object) -> None:
-        raise OSError(errno.EPERM, "not permitted")
-
+def test_checkpoints_share_no_file(tmp_path):
     folder = CheckpointFolder(tmp_path)
-    write(folder, 0)
-    monkeypatch.setattr(checkpoint_files.os, "link", refused)
-    assert torch.equal(read_checkpoint(write(folder, 1)).best["weight"], BEST["weight"])
+    files = [path for step in range(2) for path in write(folder, step).iterdir()]
+    assert len({path.stat().st_ino for path in files}) == len(files) == 8
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "000001.jpg").touch()
+    folder = CheckpointFolder(tmp_path, keep=1)
+    for step in range(3):
+        write(folder, step)
+    assert names(folder) == ["000001.jpg", "000003", "mine"]
+    newest = folder.newest()
+    assert newest is not None
+    assert newest.state == {"step": 2}
 
 
 class FailingDisk:
@@ -94,7 +89,6 @@ class FailingDisk:
             (Path, "mkdir"),
             (Path, "replace"),
             (checkpoint_files.os, "fsync"),
-            (checkpoint_files.os, "link"),
             (checkpoint_files, "sync_folder"),
             (checkpoint_files, "_write_tensors"),
         ):
@@ -124,7 +118,7 @@ def test_whatever_operation_of_the_writer_fails_a_valid_checkpoint_is_left(after
         with pytest.MonkeyPatch.context() as patch:
             disk = FailingDisk(patch, number, after=after)
             try:
-                write(folder, 1, best_id=2)
+                write(folder, 1)
             except CheckpointWriteError as error:
                 assert f"{tmp_path / str(number)}" in str(error)  # noqa: PT017  # not each operation is fatal
                 reasons = (
@@ -164,7 +158,7 @@ def test_an_interrupted_writer_takes_its_half_away(tmp_path, monkeypatch):
     write(folder, 0)
     monkeypatch.setattr(checkpoint_files, "_write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write(folder, 1, best_id=2)
+        write(folder, 1)
     assert names(folder) == ["000001"]
 
 
@@ -173,7 +167,7 @@ def test_no_change_of_a_file_is_read_unnoticed(name, tmp_path):
     rng = np.random.default_rng(0)
     folder = CheckpointFolder(tmp_path)
     write(folder, 0)
-    path = write(folder, 1, best_id=2)
+    path = write(folder, 1)
     original = (path / name).read_bytes()
     damaged = [original[:length] for length in range(0, len(original), max(1, len(original) // 20))]
     for _ in range(40):
@@ -241,7 +235,7 @@ def test_a_full_disk_of_a_real_process_is_an_error_that_says_so(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(CheckpointWriteError, match=rf"File too large \(error {errno.EFBIG}\)"):
-            folder.write({"step": 1}, {"model.weight": torch.zeros(10_000)}, {}, 0)
+            folder.write({"step": 1}, {"model.weight": torch.zeros(10_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(folder) == ["000001"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -136,7 +137,11 @@ def fit(model, run, *callbacks, resume=False, **options):
 @pytest.mark.parametrize(
     ("number", "kind", "text"),
     [
-        (signal.SIGINT, KeyboardInterrupt, "The run was saved in {}; resume it from there."),
+        (
+            signal.SIGINT,
+            KeyboardInterrupt,
+            "The run was saved in {}; --resume, or resume=True, goes on from there.",
+        ),
         (signal.SIGTERM, SystemExit, "143"),
     ],
 )
@@ -199,6 +204,23 @@ def test_a_handler_of_the_users_own_is_called_after_saving_and_the_run_goes_on(t
     assert seen == [(signal.SIGTERM, ["000001"]), (signal.SIGTERM, ["000001", "000002"])]
     assert len(history) == 2
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.usefixtures("handlers_as_python_has_them")
+def test_a_child_process_ends_as_children_do(tmp_path):
+    codes = []
+
+    class Child(tk.Callback):
+        def step_end(self, result):
+            if not codes:
+                child = os.fork()
+                if child == 0:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    os._exit(0)  # not reached
+                codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    assert len(fit(tk.load_backbone("mini", num_classes=2), tmp_path, Child())) == 2
+    assert codes == [-signal.SIGTERM]
 
 
 @pytest.mark.usefixtures("handlers_as_python_has_them")

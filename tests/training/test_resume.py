@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import transferkit as tk
 from transferkit.errors import (
     ArgumentError,
     CheckpointCorruptError,
+    CheckpointError,
     CheckpointWriteError,
     DeviceMemoryError,
     ResumeMismatchError,
@@ -63,16 +64,22 @@ def unequal() -> tk.Part:
     return images(30).take([*range(0, 30, 3), *range(1, 15, 3), 2, 5])
 
 
-def loader(workers: int = 0) -> DataLoader[Any]:
+def loader(workers: int = 0, *, persistent: bool = False) -> DataLoader[Any]:
     inputs = torch.randn(21, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(inputs, torch.arange(21) % 3)
     # Without a generator of its own it draws from torch's global state.
-    return DataLoader(data, batch_size=4, shuffle=True, num_workers=workers)
+    return DataLoader(data, batch_size=4, shuffle=True, num_workers=workers, persistent_workers=persistent)
 
 
 def loader_with_generator() -> DataLoader[Any]:
     plain = loader()
     return DataLoader(plain.dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+def loader_with_sampler() -> DataLoader[Any]:
+    weights = torch.arange(1.0, 22.0)
+    generator = torch.Generator().manual_seed(5)
+    return DataLoader(loader().dataset, 4, sampler=WeightedRandomSampler(weights, 21, generator=generator))
 
 
 class RandomPhotos:
@@ -128,6 +135,10 @@ CASES = {
     ),
     "checkpointed activations": Case([tk.Phase(epochs=2, checkpoint_activations=True)], head="mlp"),
     "gradual": Case([tk.Phase(train=f"last:{count}") for count in (1, 2, 3)]),
+    "persistent workers": Case([tk.Phase(epochs=3)], train=lambda: loader(1, persistent=True), val=None),
+    "sampler with a generator": Case([tk.Phase(epochs=3)], train=loader_with_sampler, val=None),
+    "validation at random": Case([tk.Phase(epochs=3, schedule="plateau")], val=RandomPhotos),
+    "shuffled validation": Case([tk.Phase(epochs=3)], train=loader, val=loader_with_generator),
     "random data set": Case([HEAD, tk.Phase(epochs=2)], train=RandomPhotos, val=None),
 }
 
@@ -139,9 +150,31 @@ class Outcome(NamedTuple):
     tensors: str
 
 
+class SmallNet(nn.Module):
+    """So small that saving after every step costs little; its batch norm has learned something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self._stage(3, 8)
+        self.middle = self._stage(8, 12)
+        self.last = self._stage(12, 16)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(16, 3)
+
+    def _stage(self, inputs: int, outputs: int) -> nn.Sequential:
+        norm = nn.BatchNorm2d(outputs)
+        nn.init.normal_(norm.running_mean, std=0.1)
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.last(self.middle(self.stem(images)))))
+
+
 def build(case: Case) -> nn.Module:
     torch.manual_seed(3)
-    return tk.replace_head(tk.load_backbone("mini"), 3, head=case.head, dropout=0.2)
+    stages = [(name, [name]) for name in ("stem", "middle", "last")]
+    model = tk.attach_spec(SmallNet(), head="fc", preprocessing=tk.Preprocessing(size=32), stages=stages)
+    return tk.replace_head(model, 3, head=case.head, dropout=0.2)
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -175,7 +208,9 @@ def go(
         history = trainer.fit(case.train(), None if case.val is None else case.val(), resume=resume)
     newest = CheckpointFolder(kept).newest()
     assert newest is not None
-    state = newest.state | {"history": without_clocks(newest.state["history"])}
+    # How a phase was fed, such as from the cache, may differ.
+    config = newest.config | {"decisions": len(newest.config["decisions"])}
+    state = newest.state | {"history": without_clocks(newest.state["history"]), "config": config}
     return Outcome(
         digest(dict(model.state_dict())), without_clocks(list(history)), state, digest(newest.tensors)
     )
@@ -193,8 +228,8 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(name, tmp_path):
     case = CASES[name]
     counter = CrashAt()
     whole = go(case, tmp_path / "whole", counter)
-    # In the first update, between, right after the first phase, and in the last update.
-    for crash in sorted({1, counter.seen // 3, counter.seen // 2 + 1, counter.seen}):
+    # In the first update, in the middle, where phases change as a rule, and in the last update.
+    for crash in sorted({1, counter.seen // 2 + 1, counter.seen}):
         run = tmp_path / f"crash-{crash}"
         with pytest.raises(Crash):
             go(case, run, CrashAt(crash))
@@ -405,11 +440,81 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unsaid(tmp
         go(case, run, resume=True)
 
 
-def test_a_run_without_its_configuration_cannot_be_resumed(tmp_path):
+def test_a_run_is_resumed_without_its_configuration_which_is_in_the_checkpoints_too(tmp_path):
+    case, run = interrupted(tmp_path)
+    (run / "config.json").unlink()
+    assert go(case, run, resume=True) == go(case, tmp_path / "whole")
+
+
+def test_a_damaged_configuration_stops_a_resume(tmp_path):
     case, run = interrupted(tmp_path)
     (run / "config.json").write_text("[]")
     with pytest.raises(CheckpointCorruptError, match=r"config\.json is damaged"):
         go(case, run, resume=True)
+
+
+def test_what_a_run_goes_on_with_is_in_its_checkpoints_not_in_a_file_that_anyone_edits(tmp_path):
+    case, run = interrupted(tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["batch_size"], config["phases"][1]["lr"] = 8, 1.0
+    (run / "config.json").write_text(json.dumps(config))
+    assert go(case, run, resume=True) == go(case, tmp_path / "whole")
+
+
+def test_a_checkpoint_goes_on_in_a_run_directory_of_its_own(tmp_path):
+    case, run = interrupted(tmp_path)
+    counter = CrashAt()
+    outcome = go(case, tmp_path / "new", counter, resume=run / "checkpoints" / "000012")
+    assert counter.seen == 8
+    assert outcome.weights == go(case, tmp_path / "whole").weights
+    with pytest.raises(CheckpointError, match="There is no checkpoint nowhere"):
+        go(case, tmp_path / "other", resume=Path("nowhere"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    case, run = interrupted(tmp_path)
+    with pytest.raises(Crash):
+        go(case, tmp_path / "other", CrashAt(15), seed=1)
+    with pytest.raises(ResumeMismatchError, match="seed was 1 and is 0 now"):
+        go(case, run, resume=tmp_path / "other" / "checkpoints" / "000014")
+
+
+def test_a_model_that_has_moved_on_is_not_taken_for_new(tmp_path):
+    case = CASES["probe, then everything"]
+    trainer = tk.Trainer(
+        build(case),
+        recipe=case.phases,
+        batch_size=4,
+        run_dir=tmp_path / "run",
+        callbacks=[CrashAt(3)],
+        progress=False,
+    )
+    with pytest.raises(Crash):
+        trainer.fit(images(), validation())
+    with pytest.raises(
+        RunDirectoryError, match="this model is no longer what it began with; make the model and"
+    ):
+        trainer.fit(images(), validation(), resume=True)
+
+
+def test_a_model_that_cannot_be_saved_is_told_before_it_is_trained(tmp_path):
+    model = build(CASES["dropout"])
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex128))
+    counter = CrashAt()
+    trainer = tk.Trainer(model, recipe=HEAD, run_dir=tmp_path / "run", callbacks=[counter], progress=False)
+    with pytest.raises(ArgumentError, match=r"plain tensors\. Got torch\.complex128 for 'phase' instead"):
+        trainer.fit(images())
+    assert counter.seen == 0
+
+
+def test_a_callback_may_do_with_its_row_what_it_likes(tmp_path):
+    class Spoil(tk.Callback):
+        def epoch_end(self, row):
+            row.clear()
+            row["mine"] = np.float32(1)
+
+    case = CASES["probe, then everything"]
+    assert go(case, tmp_path / "run", Spoil()) == go(case, tmp_path / "whole")
 
 
 def test_the_history_file_holds_each_epoch_once(tmp_path):

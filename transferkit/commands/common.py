@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from transferkit.errors import ImageDecodeError
 from transferkit.files import write_stdout
 
 if TYPE_CHECKING:
@@ -25,6 +28,20 @@ def show(options: Options, text: str, value: dict[str, Any]) -> None:
     """Print a result on standard output: as text, or as JSON for scripts."""
     shown = json.dumps(value, indent=2, ensure_ascii=False) if options.json else text
     write_stdout(f"{shown}\n")
+
+
+@contextmanager
+def skip_hinted(options: Options) -> Iterator[None]:
+    """Let an error of an image that cannot be decoded say what ``--on-error skip`` would do."""
+    from transferkit.loading.checked import is_the_machines
+
+    try:
+        yield
+    except ImageDecodeError as error:
+        if options.on_error == "skip" or is_the_machines(error):
+            raise
+        hint = "To go on without such images, give --on-error skip."
+        raise ImageDecodeError(f"{error} {hint}") from error
 
 
 def run_options(options: Options, model: nn.Module) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.commands.common import Options, run_options, show
-from transferkit.errors import CheckpointError, DataError
+from transferkit.commands.common import Options, run_options, show, skip_hinted
+from transferkit.errors import CheckpointError, DataError, ImageDecodeError
 from transferkit.files import write_text
 
 if TYPE_CHECKING:
@@ -19,13 +21,28 @@ if TYPE_CHECKING:
 
 def evaluate(options: Options) -> None:
     """Score the model of a run on a data set."""
+    from transferkit.backbones.spec import find_spec
     from transferkit.evaluation.scoring import evaluate as score
+    from transferkit.heads import class_names
+    from transferkit.run_outputs import check_writable
     from transferkit.saved_model import load_model
 
+    if options.out:
+        check_writable(Path(options.out))
     config = read_config(options.run)
     model = load_model(options.run)
-    part = _part_to_evaluate(options, config)
-    report = score(model, part, on_error=options.on_error, **run_options(options, model))
+    label_from = _label_from(options, config, class_names(model))
+    try:
+        part, kept = _part_to_evaluate(options, config, label_from)
+        with skip_hinted(options):
+            report = score(model, part, on_error=options.on_error, **run_options(options, model))
+    except DataError as error:
+        if options.label_from is not None or label_from is None or isinstance(error, ImageDecodeError):
+            raise
+        hint = f"The label_from {label_from!r} of the run was used; --label-from gives another, or '' none."
+        raise type(error)(f"{error} {hint}") from error
+    if kept and (spec := find_spec(model)) is not None and spec.selected_on is not None:
+        report = dataclasses.replace(report, selected=True)
     if options.out:
         write_text(Path(options.out), json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     show(options, str(report), report.to_dict())
@@ -70,8 +87,30 @@ def _is_config(config: object) -> bool:
     )
 
 
-def _part_to_evaluate(options: Options, config: Mapping[str, Any]) -> Part:
-    """Choose the images that the run did not train on.
+def _label_from(options: Options, config: Mapping[str, Any], classes: Sequence[str] | None) -> str | None:
+    """Return where labels come from: what the user says, or the folders if they are classes, or the run's."""
+    from transferkit.datasets.folder import read_folder
+
+    if options.label_from is not None:
+        return options.label_from or None
+    record, path = config["data"], Path(options.data).expanduser()
+    given: str | None = record.get("label_from")
+    # A table or a data set by name says itself what its labels are.
+    if given is None or not (path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())):
+        return None
+    if os.path.realpath(path) == os.path.realpath(record.get("source") or ""):
+        return given
+    try:
+        parts = read_folder(path).parts.values()
+    except DataError:
+        return given
+    return None if {label for part in parts for label in part.classes} <= set(classes or ()) else given
+
+
+def _part_to_evaluate(
+    options: Options, config: Mapping[str, Any], label_from: str | None
+) -> tuple[Part, bool]:
+    """Choose the images that the run did not train on, and say whether it kept them for validation.
 
     A data set's own test part comes first, then its own validation part. A folder without
     parts that the run trained on gives what the run kept for validation, or else the rest;
@@ -80,18 +119,21 @@ def _part_to_evaluate(options: Options, config: Mapping[str, Any]) -> Part:
     from transferkit.datasets.load import load_dataset
 
     record = config["data"]
-    label_from = options.label_from if options.label_from is not None else record.get("label_from")
     splits = load_dataset(options.data, val=0, label_from=label_from)
     own = splits.val if splits.test is None else splits.test
     if own is not None:
-        return own
+        return own, _was_kept(own, config)
     part = splits.train
     trained, kept = (_recorded_ids(config, name) for name in ("train", "val"))
     seen = _places(part, trained, record.get("source"))
     held = _places(part, kept, record.get("source"))
     if not seen and not held:
+        shared = _shared_folders([*trained, *kept])
+        trained, kept = ({_below(name, shared) for name in ids} for ids in (trained, kept))
+        shared = _shared_folders(part.ids)
+        names = [_below(name, shared) for name in part.ids]
         # Names such as cat/0.jpg say little: a copy of the data has most of them, other data a few.
-        seen = {index for index, name in enumerate(part.ids) if name in trained}
+        seen = {index for index, name in enumerate(names) if name in trained}
         if 0 < 2 * len(seen) < len(trained):
             warnings.warn(
                 f"{len(seen)} of {len(part)} images in {options.data} have the file name of a training image "
@@ -100,15 +142,35 @@ def _part_to_evaluate(options: Options, config: Mapping[str, Any]) -> Part:
                 stacklevel=2,
             )
             seen = set()
-        held = {index for index, name in enumerate(part.ids) if seen and name in kept}
+        held = {index for index, name in enumerate(names) if seen and name in kept}
     if held:
-        return part.take(sorted(held), name="val")
+        return part.take(sorted(held), name="val"), True
     if not seen:
-        return part.take(range(len(part)), name="all")
+        return part.take(range(len(part)), name="all"), False
     rest = sorted(set(range(len(part))) - seen)
     if not rest:
         raise DataError(f"The run was trained on every image in {options.data}; evaluate it on others.")
-    return part.take(rest, name="rest")
+    return part.take(rest, name="rest"), False
+
+
+def _was_kept(part: Part, config: Mapping[str, Any]) -> bool:
+    """Whether a part of the data set's own is what the run kept for validation, wherever it lies now."""
+    kept = _recorded_ids(config, "val")
+    if 2 * len(_places(part, kept, config["data"].get("source"))) >= len(part):
+        return True
+    before, now = _shared_folders(kept), _shared_folders(part.ids)
+    names = {_below(name, now) for name in part.ids}
+    return 2 * len(names) >= len(kept) and names <= {_below(name, before) for name in kept}
+
+
+def _shared_folders(names: Iterable[str]) -> int:
+    """Return how many folders all names begin with: a table counts from its place, an archive from inside."""
+    levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+
+
+def _below(name: str, folders: int) -> str:
+    return "/".join(name.split("/")[folders:])
 
 
 def _recorded_ids(config: Mapping[str, Any], name: str) -> set[str]:
@@ -119,9 +181,10 @@ def _recorded_ids(config: Mapping[str, Any], name: str) -> set[str]:
 
 def _places(part: Part, ids: set[str], source: str | None) -> set[int]:
     """Return where a part has the very images that ``ids`` name in ``source``, a folder as a rule."""
-    if source is None:
+    if source is None or source.lower().endswith(".zip"):
         return set()
-    files = {os.path.realpath(os.path.join(source, name)) for name in ids}
+    folder = os.path.dirname(source) if os.path.isfile(source) else source
+    files = {os.path.realpath(os.path.join(folder, name)) for name in ids}
     return {
         index
         for index in range(len(part))

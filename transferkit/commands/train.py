@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.commands.common import Options, run_options, show, tell
+from transferkit.commands.common import Options, run_options, show, skip_hinted, tell
 from transferkit.errors import ArgumentError
 from transferkit.training.run_directory import RunDirectory
 
@@ -59,7 +59,8 @@ def train(options: Options) -> None:
     replace_head(model, len(splits.classes), classes=splits.classes)
     how = run_options(options, model)
     if options.adapt_batch_norm:
-        adapt_batch_norm(model, splits.train, seed=options.seed, device=options.device)
+        with skip_hinted(options):
+            adapt_batch_norm(model, splits.train, seed=options.seed, device=options.device)
     board = TensorBoard(out / "tensorboard") if options.tensorboard else None
     trainer = Trainer(
         model,
@@ -77,8 +78,9 @@ def train(options: Options) -> None:
     trainer.recipe = options.recipe
     size = spec_of(model).preprocessing.size
     tell(options, f"runs on {trainer.execution}; images of {size} px")
-    history = trainer.fit(splits, epochs=options.epochs, resume=resume)
-    report, part = _evaluate(options, model, splits, how)
+    with skip_hinted(options):
+        history = trainer.fit(splits, epochs=options.epochs, resume=resume)
+        report, part = _evaluate(options, model, splits, how)
     notes = []
     if report is not None and part is not None:
         notes = write_report(report, part, out)
@@ -170,6 +172,10 @@ def _phases(options: Options) -> tuple[Phase, ...]:
         and any(each is not None for each in stepwise.values())
     ):
         phases = by_steps(phases)
+        given = ", ".join(
+            f"--{name.replace('_', '-')}" for name, value in stepwise.items() if value is not None
+        )
+        tell(options, f"the head is trained by steps, because of {given}")
     phases = tuple(dataclasses.replace(phase, **steps) for phase in phases)
     if options.mix is not None:
         phases = tuple(
@@ -208,7 +214,7 @@ def _load_data(options: Options) -> Splits:
     return load_dataset(
         options.data,
         val=options.val,
-        label_from=options.label_from,
+        label_from=options.label_from or None,
         subset=options.subset,
         shots=options.shots,
         seed=options.seed,

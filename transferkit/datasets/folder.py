@@ -7,7 +7,7 @@ files nor their status, so that 100,000 photos take a second or two.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,6 +65,8 @@ def read_folder(root: Path, label_from: str | None = None) -> Contents:
         _refuse_no_match(root, labels, unmatched, label_from)
         if unmatched:
             remarks.append(f"left out {listed(unmatched, 'image')} whose name label_from does not match")
+    if layout == "classes":
+        _refuse_data_sets(scan, labels["train"], remarks)
     parts = {}
     for name, found in labels.items():
         if any(found.values()):
@@ -177,6 +179,30 @@ def _refuse_empty_classes(root: Path, labels: Mapping[str, Labels], folders: Map
         raise DataError(
             f"'{root}' has {listed(empty, 'class folder')} without any image{_accepted()}; "
             "remove what is not a class."
+        )
+
+
+def _refuse_data_sets(scan: Tree, classes: Iterable[str], remarks: list[str]) -> None:
+    """Refuse a folder of data sets, one level too high; remark on it where only some folders look so."""
+    inner = {label: scan.listing(f"{label}/")[1] for label in classes}
+    parts = {
+        label: [folder for folder in folders if folder[len(label) + 1 : -1].lower() in PART_NAMES]
+        for label, folders in inner.items()
+    }
+    nested = [label for label, found in parts.items() if found]
+    if not nested:
+        return
+    first = nested[0]
+    held = f"'{scan.root / first}' holds '{parts[first][0].rpartition(first + '/')[2]}'"
+    if len(nested) == len(parts) > 1:
+        raise DataError(
+            f"'{scan.root}' is a folder of data sets, not of classes: each folder in it has parts of its own "
+            f"({held}). Name one of them, such as '{scan.root / first}'."
+        )
+    if len(parts) > 1:
+        remarks.append(
+            f"took {listed(nested, 'folder')} for {'a class' if len(nested) == 1 else 'classes'}, though "
+            f"{held}, as a data set does; if it is one, name '{scan.root / first}'"
         )
 
 

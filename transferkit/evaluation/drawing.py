@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from transferkit.checks import check_int, import_extra, require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from PIL import Image
 
     AnyImage = Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -26,6 +28,8 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
 
 # All in inches.
 _CELL, _GAP, _LINE, _HEADING, _NARROWEST = 2.0, 0.16, 0.17, 0.42, 4.4
+# Of a line of the heading, and of a letter in it on average.
+_HEADING_LINE, _LETTER = 0.2, 0.09
 
 
 def new_figure(width: float, height: float, purpose: str, *, constrained: bool = True) -> Figure:
@@ -132,14 +136,19 @@ def image_grid(
     across, caption = width * _CELL, lines * _LINE + 0.06
     content = columns * across + (columns + 1) * _GAP
     total_width = max(content, _NARROWEST)
-    total_height = _HEADING + rows * (caption + _CELL + _GAP)
+    titles = textwrap.wrap(heading, int((total_width - 2 * _GAP) / _LETTER)) or [""]
+    above = _HEADING + (len(titles) - 1) * _HEADING_LINE
+    total_height = above + rows * (caption + _CELL + _GAP)
     figure = new_figure(total_width, total_height, owner, constrained=False)
-    figure.suptitle(heading, fontsize=11, y=1 - 0.1 / total_height, va="top", parse_math=False)
+    title = figure.suptitle(
+        "\n".join(titles), fontsize=11, y=1 - 0.1 / total_height, va="top", parse_math=False
+    )
+    _fit(title, 11, figure.bbox.width * (1 - _GAP / total_width))
     cells = []
     for place in range(count):
         row, column = divmod(place, columns)
         left = (total_width - content) / 2 + _GAP + column * (across + _GAP)
-        top = _HEADING + row * (caption + _CELL + _GAP) + caption
+        top = above + row * (caption + _CELL + _GAP) + caption
         bottom = total_height - top - _CELL
         box = (left / total_width, bottom / total_height, across / total_width, _CELL / total_height)
         axes = figure.add_axes(box, anchor="N", xticks=[], yticks=[])
@@ -162,11 +171,16 @@ def show_image(
     axes.imshow(pixels)
     title = axes.set_title(caption, fontsize=9, color=color, pad=3, parse_math=False)
     # A name of wide letters would run into the next one's.
-    title.set_fontsize(9 * min(1.0, axes.bbox.width / max(1.0, title.get_window_extent().width)))
+    _fit(title, 9, axes.bbox.width)
     for spine in axes.spines.values():
         spine.set_visible(frame is not None)
         if frame is not None:
             spine.set(color=color, linestyle=frame, linewidth=1.5 if frame == "-" else 3.0)
+
+
+def _fit(text: Text, size: float, width: float) -> None:
+    """Make a text smaller than ``size``, in points, where it is wider than ``width``, in pixels."""
+    text.set_fontsize(size * min(1.0, width / max(1.0, text.get_window_extent().width)))
 
 
 def captions(labels: Sequence[str], scores: Sequence[float], truths: Sequence[str | None]) -> list[str]:

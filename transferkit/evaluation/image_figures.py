@@ -215,6 +215,8 @@ def plot_grad_cam(
 ) -> Figure:
     """Draw images, each beside its Grad-CAM map.
 
+    A map that is zero everywhere, where nothing spoke for the label, is a grey image marked "no evidence".
+
     Args:
         images: PIL images, uint8 arrays ``[H, W, 3]`` or uint8 tensors ``[3, H, W]``, as the model
             sees them, so that they fit the maps.
@@ -239,9 +241,16 @@ def plot_grad_cam(
     colors = import_extra("matplotlib", "plot", owner).colormaps["viridis"]
     for place, axes in enumerate(grid.cells):
         pixels = thumbnail(images[place], owner)
-        pair = _beside(pixels, _covered(pixels, maps[place], colors))
+        empty = not bool(maps[place].any())
+        right = _grey(pixels) if empty else _covered(pixels, maps[place], colors)
         color, _ = _look(labels[place], truths[place])
-        show_image(axes, pair, shown[place], color=color)
+        show_image(axes, _beside(pixels, right), shown[place], color=color)
+        if empty:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+            axes.text(
+                0.75, 0.5, "no evidence", fontsize=9, bbox=box, ha="center", va="center",
+                transform=axes.transAxes,
+            )  # fmt: skip
     return grid.figure
 
 
@@ -276,6 +285,11 @@ def _covered(pixels: npt.NDArray[np.uint8], heat: Tensor, colors: Any) -> npt.ND
     grey = pixels.astype(np.float64).mean(axis=2, keepdims=True)
     mixed: npt.NDArray[np.uint8] = (_COVERED * painted + (1 - _COVERED) * grey).round().astype(np.uint8)
     return mixed
+
+
+def _grey(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    grey: npt.NDArray[np.uint8] = pixels.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    return np.repeat(grey, 3, axis=2)
 
 
 def _beside(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -245,7 +245,10 @@ def _list_pairs(axes: Axes, pairs: Sequence[Confusion], report: Report) -> None:
         axes.text(
             pair.share, place, f" {pair.images} of {totals[pair.truth]}", fontsize=8, va="center", color=GREY
         )
-    axes.set(xlim=(0, 1.35 * longest), ylim=(_PAIRS - 0.4, -0.8), yticks=[])
+    end = 1.35 * longest  # leaves room for the counts
+    axes.set(xlim=(0, end), ylim=(_PAIRS - 0.4, -0.8), yticks=[])
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(end, 1 + 1e-9)])
+    axes.spines["bottom"].set_bounds(0, min(end, 1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("share of the true class")
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -123,6 +123,8 @@ def _loaded(loader: Iterable[Any]) -> Generator[Any, None, None]:
     others = set(multiprocessing.active_children())
     own = loader.timeout
     try:
+        # Workers that persist would draw one seed less in each later epoch than those of a resumed run.
+        loader._iterator = None
         # Read once, when the workers start; torch itself then notices that they give nothing.
         loader.timeout = own or HANGS_AFTER
         try:

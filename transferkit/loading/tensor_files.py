@@ -14,12 +14,14 @@ from torch import Tensor
 from transferkit.errors import CheckpointCorruptError
 from transferkit.loading.wording import first_line
 
-_DTYPES = {
+_TYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
     **{"U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64},
 }
+
+DTYPES = frozenset(_TYPES.values())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -61,7 +63,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             return {
-                name: torch.empty(each.get_shape(), dtype=_DTYPES[each.get_dtype()], device="meta")
+                name: torch.empty(each.get_shape(), dtype=_TYPES[each.get_dtype()], device="meta")
                 for name, each in found.items()
             }
     except OSError:

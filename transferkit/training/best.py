@@ -16,7 +16,6 @@ class BestWeights:
     Attributes:
         rank: Accuracy and negative log loss of what is kept; ``None`` while nothing is.
         state: The state dict that is kept.
-        changes: How often another was.
 
     >>> model = nn.Linear(2, 2)
     >>> best = BestWeights()
@@ -27,7 +26,6 @@ class BestWeights:
     def __init__(self) -> None:
         self.rank: tuple[float, float] | None = None
         self.state: dict[str, Any] = {}
-        self.changes = 0
 
     def consider(self, model: nn.Module, *, accuracy: float, loss: float) -> bool:
         """Keep the weights if they are better than all before. Returns whether they were."""
@@ -44,7 +42,6 @@ class BestWeights:
         """Keep a state dict that had a rank."""
         accuracy, negative_loss = rank
         self.rank, self.state = (float(accuracy), float(negative_loss)), state
-        self.changes += 1
 
     def restore(self, model: nn.Module) -> None:
         """Put the kept weights back; without any, the model stays as it is."""

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,25 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     best: dict[str, Tensor]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run began with, and what it filled in.
+
+        Raises:
+            CheckpointCorruptError: It is not there.
+        """
+        config = self.state.get("config") if isinstance(self.state, dict) else None
+        if not isinstance(config, dict):
+            raise CheckpointCorruptError(f"The checkpoint {self.path} is damaged: it has no configuration.")
+        return config
+
 
 class CheckpointFolder:
     """The checkpoints of a run, of which the newest few are kept.
 
     A checkpoint is written into a folder under another name, every file and the folder itself are
     brought to the disk, and only then is it renamed, so that a crash at any moment leaves the
-    checkpoints before it as they were. Older ones are removed after the new one was read back.
+    checkpoints before it as they were. Older ones are removed after the new one was seen to be whole.
 
     Args:
         path: Made when something is first written.
@@ -63,14 +74,9 @@ class CheckpointFolder:
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path = path
         self._keep = keep
-        self._best_of: tuple[int, Path] | None = None
 
     def write(
-        self,
-        state: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-        best: Mapping[str, Tensor],
-        best_id: int,
+        self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor]
     ) -> Path:
         """Write a checkpoint and remove those that are too many.
 
@@ -78,7 +84,6 @@ class CheckpointFolder:
             state: Values that JSON can hold.
             tensors: Contiguous, on the CPU, none sharing memory with another.
             best: The same, for the best weights.
-            best_id: Changes when the best weights do: a file of the same ones is linked, not written again.
 
         Returns:
             Its folder.
@@ -96,7 +101,7 @@ class CheckpointFolder:
             _write(temporary / _STATE, json.dumps(state, allow_nan=False).encode())
             _write_tensors(temporary / _TENSORS, tensors)
             if best:
-                self._write_best(temporary / _BEST, best, best_id)
+                _write_tensors(temporary / _BEST, best)
             files = {each.name: _entry(each) for each in sorted(temporary.iterdir())}
             manifest = {"format": _FORMAT, "number": number, "files": files}
             _write(temporary / _MANIFEST, json.dumps(manifest, indent=2).encode())
@@ -111,16 +116,7 @@ class CheckpointFolder:
             raise CheckpointWriteError(
                 f"The checkpoint {final} cannot be written: {error.strerror or error} (error {error.errno})."
             ) from error
-        if best:
-            self._best_of = (best_id, final / _BEST)
         return final
-
-    def _write_best(self, path: Path, best: Mapping[str, Tensor], best_id: int) -> None:
-        if self._best_of is not None and self._best_of[0] == best_id:
-            with suppress(OSError):  # not every file system has links
-                os.link(self._best_of[1], path)
-                return
-        _write_tensors(path, best)
 
     def _rotate(self, newest: Path) -> None:
         """Keep the newest whole checkpoints, once the new one is seen to be one of them."""
@@ -165,12 +161,14 @@ class CheckpointFolder:
     def _numbered(self) -> list[tuple[int, Path]]:
         """Return all checkpoints, damaged ones too, in the order in which they were written."""
         found = []
-        for path in self.path.glob("[!.]*"):
+        for path in self.path.glob("[0-9]*"):
+            if not path.name.isdecimal() or not path.is_dir():
+                continue  # not ours
             try:
                 found.append((int(_manifest_of(path)["number"]), path))
             except CheckpointError:
                 # Its place is where its name puts it: it may be the newest.
-                found.append((int(path.name) if path.name.isdecimal() else 0, path))
+                found.append((int(path.name), path))
         return sorted(found)
 
 

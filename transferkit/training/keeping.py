@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -82,6 +83,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
         self._at_once = False
+        self._process = os.getpid()
         self.pending: int | None = None
 
     def __enter__(self) -> Self:
@@ -91,7 +93,7 @@ class Interrupts:
                 # None: a handler that Python does not know, which could not be put back.
                 if previous not in (None, signal.SIG_IGN):
                     self._previous[number] = previous
-                    signal.signal(number, self._receive)
+        self._install()
         return self
 
     def __exit__(
@@ -101,14 +103,21 @@ class Interrupts:
         if kind is None and self.pending is not None:
             self.deliver("")
 
+    def _install(self) -> None:
+        for number in self._previous:
+            signal.signal(number, self._receive)
+
     def _restore(self) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.pending is not None:
+        if self.pending is not None or os.getpid() != self._process:
+            # The second, or in a child that has inherited this: as it would be without.
             self._restore()
             signal.raise_signal(number)
+            if os.getpid() == self._process:
+                self._install()  # a handler of the user's own has returned
             return
         self.pending = number
         if self._at_once and self._is_default(number):
@@ -136,7 +145,9 @@ class Interrupts:
         if previous is signal.default_int_handler:
             raise KeyboardInterrupt(note)
         if previous is signal.SIG_DFL:
-            raise SystemExit(128 + number)
+            ended = SystemExit(128 + number)
+            ended.add_note(note)
+            raise ended
         self.pending = None
         previous(number, None)
 
@@ -216,4 +227,8 @@ class RunKeeper(Keeper):
         self._updates, self._changed = 0, False
 
     def _note(self) -> str:
-        return f"The run was saved in {self._where}; resume it from there." if self._where else ""
+        return (
+            f"The run was saved in {self._where}; --resume, or resume=True, goes on from there."
+            if self._where
+            else ""
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -119,7 +119,7 @@ def run_phase(
         # What is validated is also what is kept if it is the best.
         with nullcontext() if tools.averages is None else tools.averages.in_place():
             with keeper.interruptible():
-                row |= validate(tools)
+                row |= _validated(tools, epoch=progress.epoch, seed=seed)
             row["seconds"] = time.perf_counter() - started
             better = finish_epoch(row)
         after_validation(tools.scheduler, row["val_loss"])
@@ -173,8 +173,7 @@ def run_epoch(
         watch = _Watch(device, phase, tools, progress)
     tools.module.train()
     # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
-    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, computed_again(tools.blocks):
+    with _own_random_state(device), computed_again(tools.blocks):
         for update, batches in _updates(phase, tools, progress, seed):
             for result in _update(phase, tools, batches, epoch, update, watch):
                 progress.add(result)
@@ -192,10 +191,9 @@ def run_epoch(
             f"The gradients overflow float16 in epoch {epoch}, however small the loss is scaled; "
             "lower the learning rate, or train with precision='fp32'."
         )
-    return {
-        **progress.means(),
-        "images_per_second": (progress.count - seen) / (time.perf_counter() - started),
-    }
+    # A resumed epoch may have had its last update before.
+    speed = (progress.count - seen) / (time.perf_counter() - started) if progress.count > seen else None
+    return {**progress.means(), "images_per_second": speed}
 
 
 def _reading_waits(device: torch.device) -> bool:
@@ -224,12 +222,10 @@ def _updates(
     may use, and again before they are yielded: those of an update depend on none before it.
     """
     source, epoch = tools.train, progress.epoch
-    if source.replayed:
-        loader = getattr(source, "loader", None)
-        if progress.random:
-            restore_random_state(loader, progress.random)
-        else:
-            progress.random = random_state(loader)
+    if progress.random:
+        restore_random_state(progress.random, *loaders_of(tools))
+    else:
+        progress.random = random_state_of(tools)
     generators = _generators(torch.device(tools.execution.device))
     data_seed, step_seed = (int(stream(seed, use, epoch).integers(2**62)) for use in ("data", "step"))
     first = 0 if source.replayed else progress.updates
@@ -242,6 +238,30 @@ def _updates(
         if update >= progress.updates:
             _seed(generators, step_seed + update)
             yield update, batches
+
+
+def random_state_of(tools: PhaseTools) -> dict[str, Any]:
+    """Return the states of what data of the user's own may draw from; empty where there is no such data."""
+    sources = [source for source in (tools.train, tools.val) if source is not None]
+    return random_state(*loaders_of(tools)) if any(source.replayed for source in sources) else {}
+
+
+def loaders_of(tools: PhaseTools) -> list[object]:
+    """Return the loaders behind the batches of a phase."""
+    return [getattr(source, "loader", None) for source in (tools.train, tools.val)]
+
+
+def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the caller's torch generators alone."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _validated(tools: PhaseTools, *, epoch: int, seed: int) -> dict[str, Any]:
+    """Validate, with random numbers that follow from the seed, which data of the user's own may use."""
+    device = torch.device(tools.execution.device)
+    with _own_random_state(device):
+        _seed(_generators(device), int(stream(seed, "validation", epoch).integers(2**62)))
+        return validate(tools)
 
 
 def _seed(generators: Iterable[torch.Generator], seed: int) -> None:

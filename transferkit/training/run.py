@@ -13,6 +13,7 @@ from torch import nn
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec, unwrapped
 from transferkit.classification import CrossEntropy, class_weights_of
+from transferkit.datasets.base import Part
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DataError, DeviceMemoryError
 from transferkit.inference import small_execution
 from transferkit.param_groups import parameter_groups
@@ -28,7 +29,7 @@ from transferkit.training.freeze_plan import apply_plan
 from transferkit.training.history import History
 from transferkit.training.keeping import Checkpoints, Interrupted, Interrupts, Keeper, RunKeeper
 from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
-from transferkit.training.loop import PhaseTools, run_phase, steps_of
+from transferkit.training.loop import PhaseTools, random_state_of, run_phase, steps_of
 from transferkit.training.mixing import Mixing
 from transferkit.training.optimizers import build_optimizer
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
@@ -46,6 +47,7 @@ from transferkit.training.run_state import (
     unpacked,
 )
 from transferkit.training.schedules import build_scheduler
+from transferkit.training.settings import RESUMED
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Run:
 
         Raises:
             CheckpointCorruptError: The checkpoint is not of such a run.
+            ResumeMismatchError: It is of another model.
         """
         state = checkpoint.state
         try:
@@ -102,13 +105,14 @@ class Run:
             for row in state["history"]:
                 self.history.append(row)
             self.phase = int(state["phase"])
+            self.config["decisions"] = checkpoint.config["decisions"][: self.phase]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointCorruptError(
                 f"The checkpoint {checkpoint.path} is damaged: {error!r}."
             ) from error
         self._resumed = None if state["progress"] is None else checkpoint
         if "random" in state:
-            restore_random_state(self.data.train, state["random"])
+            restore_random_state(state["random"], self.data.train, self.data.val)
 
     def go(self, checkpoints: Checkpoints) -> None:
         """Run the phases that are left; with a run directory, so that they can be resumed."""
@@ -231,7 +235,7 @@ class Run:
         if self.directory is not None:
             self.directory.append_history(row)
         for callback in self.callbacks:
-            callback.epoch_end(row)
+            callback.epoch_end(dict(row))
         return better
 
     def _build_tools(self, phase: Phase, batches: PhaseBatches) -> PhaseTools:
@@ -252,7 +256,8 @@ class Run:
                 raise DataError("Class weights need a part or data set whose targets are known.")
             weights = class_weights_of(phase.class_weights, part.targets, len(part.classes))
         execution = self.execution
-        if batches.features is not None:
+        # Rows of a lower precision need the autocast under which they were made.
+        if batches.features is not None and batches.features.dtype == torch.float32:
             execution = small_execution(batches.module, tuple(batches.features.shape[1:]), execution)
         kind = torch.device(execution.device).type
         return PhaseTools(
@@ -277,13 +282,14 @@ class Run:
         state: dict[str, Any] = {
             "phase": self.phase,
             "progress": None if progress is None else progress.to_dict(),
+            "config": {name: self.config[name] for name in RESUMED},
             "best": self._best.rank,
             "history": list(self.history),
         }
         if progress is not None and tools is not None:
-            if tools.train.replayed and not progress.random:
+            if not progress.random:
                 # The epoch has not begun, and will with what the generators give now.
-                state["progress"]["random"] = random_state(getattr(tools.train, "loader", None))
+                state["progress"]["random"] = random_state_of(tools)
             tensors |= optimizer_tensors(tools.optimizer, "optimizer.")
             state |= {
                 "rates": [group["lr"] for group in tools.optimizer.param_groups],
@@ -293,10 +299,11 @@ class Run:
             if tools.averages is not None:
                 tensors |= packed(tools.averages.state, "ema.")
                 state["averaged"] = tools.averages.updates
-        elif self.data.train_part is None or not self.data.train_part.fixed:
-            state["random"] = random_state(self.data.train)
-        best = packed(self._best.state, "")
-        return str(self._folder.write(state, tensors, best, self._best.changes))
+        elif not all(
+            isinstance(each, Part) and each.fixed for each in (self.data.train, self.data.val) if each
+        ):
+            state["random"] = random_state(self.data.train, self.data.val)
+        return str(self._folder.write(state, tensors, packed(self._best.state, "")))
 
     def _resume_tools(self, tools: PhaseTools, checkpoint: Checkpoint) -> Progress:
         """Give optimizer, schedule and scaler the state of a checkpoint; return how far its epoch is."""

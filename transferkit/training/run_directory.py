@@ -52,7 +52,9 @@ class RunDirectory:
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self._config = self.path / "config.json"
-        if self._is_used() and not (self._config.is_file() or self.checkpoints.is_dir()):
+        self._skipped = self.path / "skipped.csv"
+        begun = (self._config, self.checkpoints, self._skipped)
+        if self._is_used() and not any(each.exists() for each in begun):
             raise RunDirectoryError(f"The run directory {self.path} is already in use; choose a new one.")
 
     def check_unused(self) -> None:
@@ -90,19 +92,10 @@ class RunDirectory:
         """Return the configuration of the run that began here, or ``None`` if none did.
 
         Raises:
-            RunDirectoryError: The folder holds something else.
             CheckpointCorruptError: The configuration is damaged.
         """
-        if not self._is_used():
+        if not self._config.exists():
             return None
-        if not self._config.is_file():
-            if self.checkpoints.exists():
-                raise CheckpointCorruptError(
-                    f"{self._config} is missing, without which no run can be resumed."
-                )
-            raise RunDirectoryError(
-                f"The folder {self.path} holds something, but no run that could be resumed; choose a new one."
-            )
         try:
             config = parse_json(self._config.read_bytes())
             fits = isinstance(config["settings"], dict) and isinstance(config["execution"], dict)
@@ -119,7 +112,7 @@ class RunDirectory:
 
     def write_skipped(self, skipped: Sequence[Skipped]) -> None:
         """Write ``skipped.csv``, the images that were left out because they cannot be decoded."""
-        write_text(self.path / "skipped.csv", skipped_csv(skipped))
+        write_text(self._skipped, skipped_csv(skipped))
 
     def write_history(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write ``history.jsonl``, in the place of one that may have come further."""
@@ -132,6 +125,10 @@ class RunDirectory:
                 file.write(_line(row))
         except OSError as error:
             raise OutputError(f"{self._history} cannot be written: {error.strerror or error}.") from error
+
+    def has_history(self) -> bool:
+        """Whether an epoch of a run was recorded."""
+        return self._history.exists() and self._history.stat().st_size > 0
 
     def read_history(self) -> list[dict[str, Any]]:
         """Return the rows of ``history.jsonl``.

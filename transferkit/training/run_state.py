@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transferkit.errors import CheckpointCorruptError, NonFiniteError
+from transferkit.errors import NonFiniteError, ResumeMismatchError
 from transferkit.training.steps import StepResult
 
 
@@ -111,7 +111,7 @@ def put_back(own: Mapping[str, Any], saved: Mapping[str, Tensor], *, what: str) 
     """Copy saved values into tensors of the same names, which keep their memory.
 
     Raises:
-        CheckpointCorruptError: Names, shapes or types differ.
+        ResumeMismatchError: Names, shapes or types differ.
     """
     tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)}
     wrong = sorted(tensors.keys() ^ saved.keys()) + [
@@ -120,7 +120,7 @@ def put_back(own: Mapping[str, Any], saved: Mapping[str, Tensor], *, what: str) 
         if (tensors[name].shape, tensors[name].dtype) != (saved[name].shape, saved[name].dtype)
     ]
     if wrong:
-        raise CheckpointCorruptError(f"The checkpoint does not fit the {what}, first at {wrong[0]!r}.")
+        raise ResumeMismatchError(f"The checkpoint does not fit the {what}, first at {wrong[0]!r}.")
     for name, value in tensors.items():
         value.copy_(saved[name])
 
@@ -141,7 +141,7 @@ def restore_optimizer(
     """Give a newly built optimizer the state and the learning rates of another over the same parameters.
 
     Raises:
-        CheckpointCorruptError: The state is of other parameters.
+        ResumeMismatchError: The state is of other parameters.
     """
     whole = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -155,7 +155,7 @@ def restore_optimizer(
         for value in values.values()
     )
     if not fits:
-        raise CheckpointCorruptError("The checkpoint does not fit the optimizer.")
+        raise ResumeMismatchError("The checkpoint does not fit the optimizer.")
     for group, rate in zip(whole["param_groups"], rates, strict=True):
         group["lr"] = rate
     optimizer.load_state_dict(whole | {"state": state})
@@ -168,25 +168,35 @@ def copy_of(model: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, Any]:
     return state
 
 
-def random_state(loader: object) -> dict[str, Any]:
-    """Return the states of generators that a data set or loader of the user's own may draw from.
+def random_state(*loaders: object) -> dict[str, Any]:
+    """Return the states of generators that data sets, loaders and samplers of the user's own may draw from.
 
-    torch's own generator is not among them: it is seeded before every batch.
+    torch's global generator is not among them: it is seeded before every batch.
     """
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the user's state, which is to be kept
-    state: dict[str, Any] = {"numpy": [name, np.asarray(keys).tolist(), *rest], "python": random.getstate()}
-    generator = getattr(loader, "generator", None)
-    if isinstance(generator, torch.Generator):
-        state["loader"] = generator.get_state().tolist()
-    return state
+    return {
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+        "torch": [generator.get_state().tolist() for generator in _generators_of(loaders)],
+    }
 
 
-def restore_random_state(loader: object, state: Mapping[str, Any]) -> None:
+def restore_random_state(state: Mapping[str, Any], *loaders: object) -> None:
     """Set what ``random_state`` returned, also after JSON made lists of its tuples."""
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    generator = getattr(loader, "generator", None)
-    if "loader" in state and isinstance(generator, torch.Generator):
-        generator.set_state(torch.tensor(state["loader"], dtype=torch.uint8))
+    for generator, saved in zip(_generators_of(loaders), state["torch"], strict=True):
+        generator.set_state(torch.tensor(saved, dtype=torch.uint8))
+
+
+def _generators_of(loaders: Iterable[object]) -> list[torch.Generator]:
+    """Return the generators that loaders and their samplers have of their own, each once."""
+    owners: list[object] = []
+    for loader in loaders:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        owners += [loader, getattr(loader, "sampler", None), batch_sampler]
+        owners.append(getattr(batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())

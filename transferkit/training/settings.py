@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec
+from transferkit.datasets.base import Part
 from transferkit.errors import CheckpointCorruptError, ResumeMismatchError
 from transferkit.runtime import Execution
 from transferkit.training.data import TrainingData
@@ -18,6 +20,8 @@ from transferkit.training.phases import Phase
 
 # What else a record of how a model runs has may differ on another machine; the run's own is used there.
 _EXECUTION = ("device", "precision", "compile", "decode")
+# What a checkpoint has of its run's configuration: all that a resumed run takes from it.
+RESUMED = ("settings", "phases", "batch_size", "execution", "decisions")
 # Values longer than this are cut in messages.
 _SHOWN = 80
 
@@ -53,14 +57,30 @@ def settings_of(
         if part is not None:
             settings[f"classes of the {name}"] = list(part.classes)
             settings[name] = f"{len(part)} images with fingerprint {part.fingerprint()}"
+            settings[f"size of the {name}"] = _bytes_of(part)
         else:
-            settings[name] = None if source is None else f"a {type(source).__name__}"
+            settings[name] = None if source is None else _described(source)
     settings["phases"] = len(phases)
     for number, phase in enumerate(phases, 1):
         settings |= {f"{name} of phase {number}": value for name, value in phase.to_dict().items()}
     # As JSON gives them back.
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
+
+
+def _bytes_of(part: Part) -> int | None:
+    """Return how large the files of a part are; pixels in memory are in its fingerprint."""
+    sources = [part.source(index) for index in range(len(part))] if part.fixed else []
+    files = [source for source in sources if isinstance(source, str | os.PathLike)]
+    return sum(os.stat(file).st_size for file in files if os.path.exists(file)) if files else None
+
+
+def _described(loader: object) -> str:
+    """Return what a loader tells of itself; its images it does not."""
+    dataset = getattr(loader, "dataset", None)
+    samples = f" of {len(dataset)} samples" if isinstance(dataset, Sized) else ""
+    batches = f" in {len(loader)} batches" if isinstance(loader, Sized) else ""
+    return f"a {type(loader).__name__}{samples}{batches}"
 
 
 def check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
