@@ -210,12 +210,12 @@ class Trainer:
         checkpoint = None
         if directory is not None:
             if recorded is not None and recorded.get("finished"):
+                if not isinstance(resume, bool):
+                    raise RunDirectoryError(
+                        f"The run in {directory.path} is over; give resume=True, or choose a new run directory."
+                    )
                 check_same(recorded, settings, directory.path)
                 return self._as_it_ended(directory)
-            # Better met before the work than after it.
-            check_saveable(self.model)
-            directory.check_writable()
-            directory.sweep()
             checkpoint = self._checkpoint(directory, resume) if resume else None
         if checkpoint is not None:
             recorded = checkpoint.config
@@ -225,9 +225,13 @@ class Trainer:
             if checkpoint is None and directory.has_history():
                 warn_caller(f"Nothing was saved of the run in {directory.path}; it begins again.")
         self.execution.place(self.model)
-        self._unsaved = True
         with self.execution.arithmetic():
             run = self._run(data, settings, record, epochs, None if checkpoint is None else recorded)
+            if directory is not None:
+                # Better met before the work than after it.
+                check_saveable(self.model)
+                directory.check_writable()
+                directory.sweep()
             if checkpoint is not None:
                 run.restore(checkpoint)
                 del checkpoint  # nothing holds its tensors while the run goes on
@@ -237,6 +241,7 @@ class Trainer:
                 if skipped:
                     directory.write_skipped(skipped)
             self.history = run.history
+            self._unsaved = True
             with dead_workers_told():
                 run.go(self.checkpoints)
         describe(self.model, data)

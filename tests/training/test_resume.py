@@ -308,6 +308,8 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert digest(dict(again.state_dict())) == digest(dict(model.state_dict()))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     assert not again.training
+    with pytest.raises(RunDirectoryError, match="is over; give resume=True, or choose a new run directory"):
+        tk.Trainer(again, **options).fit(images(), validation(), resume="elsewhere")
 
 
 def test_checkpoints_of_a_finished_run_are_removed(tmp_path):
