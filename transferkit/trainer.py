@@ -212,7 +212,8 @@ class Trainer:
             if recorded is not None and recorded.get("finished"):
                 if not isinstance(resume, bool):
                     raise RunDirectoryError(
-                        f"The run in {directory.path} is over; give resume=True, or choose a new run directory."
+                        f"The run in {directory.path} is over; "
+                        "give resume=True, or choose a new run directory."
                     )
                 check_same(recorded, settings, directory.path)
                 return self._as_it_ended(directory)
