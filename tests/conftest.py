@@ -32,13 +32,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def isolated_random_state() -> Iterator[None]:
     """Every test starts from the same random state and leaves none behind."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (saves global state)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  # reason: saved, as tests may use it
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 (the global state is what is isolated)
+    np.random.seed(0)  # noqa: NPY002  # reason: what is isolated here is the global state
     torch.manual_seed(0)
     yield
     random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002 (the global state)
+    np.random.set_state(states[1])  # noqa: NPY002  # reason: puts the global state back
     torch.set_rng_state(states[2])
 
 

@@ -251,8 +251,5 @@ METHODS: dict[str, Call] = {
 
 EVERY = CALLS | METHODS
 
-# Leaks that are known and not mended yet: the function, the parameter, and what should be said.
-LEAKS: dict[tuple[str, str], str] = {}
-
 # What a sentence may call an argument, besides by the name of the parameter.
 CALLED = {"train": ["data", "sample"], "val": ["data", "sample"], "data": ["sample"], "images": ["image"]}

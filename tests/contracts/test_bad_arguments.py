@@ -18,7 +18,7 @@ import torch
 from example_counts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from public_calls import BAD, CALLED, CALLS, EVERY, EXEMPT, LEAKS, Call, Fixtures, net, part, pixels
+from public_calls import BAD, CALLED, CALLS, EVERY, EXEMPT, Call, Fixtures, net, part, pixels
 
 import transferkit as tk
 from transferkit.errors import TransferkitError
@@ -33,12 +33,6 @@ def parameters_of(call: Call) -> list[str]:
 
 
 CASES = [(name, parameter) for name, call in EVERY.items() for parameter in parameters_of(call)]
-
-
-def marked(name: str, parameter: str) -> Any:
-    leak = LEAKS.get((name, parameter))
-    marks = () if leak is None else [pytest.mark.xfail(strict=True, reason=leak)]
-    return pytest.param(name, parameter, id=f"{name}-{parameter}", marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +73,7 @@ def is_house_form(text: str, parameter: str, value: Any) -> bool:
     return sentence and any(word.lower() in text.lower() for word in words + CALLED.get(parameter, []))
 
 
-@pytest.mark.parametrize(("name", "parameter"), [marked(*case) for case in CASES])
+@pytest.mark.parametrize(("name", "parameter"), CASES)
 def test_a_bad_argument_is_refused_in_one_sentence(name, parameter, fixtures):
     call = EVERY[name]
     outcomes = {label: outcome(call, parameter, value, fixtures) for label, value in BAD.items()}
@@ -102,7 +96,7 @@ THINGS = (
 )
 
 
-@pytest.mark.parametrize(("name", "parameter"), [case for case in CASES if case not in LEAKS])
+@pytest.mark.parametrize(("name", "parameter"), CASES)
 @settings(examples(3), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=THINGS | st.lists(THINGS, max_size=3) | st.dictionaries(TEXTS, THINGS, max_size=2))
 def test_generated_arguments_raise_nothing_but_sentences(name, parameter, fixtures, value):
@@ -123,7 +117,6 @@ def test_every_public_callable_is_tried():
     public = {name for name in tk.__all__ if callable(getattr(tk, name))}
     assert set(CALLS) | set(EXEMPT) == public
     assert not set(CALLS) & set(EXEMPT)
-    assert LEAKS.keys() <= set(CASES)
 
 
 NAN, INFINITY = math.nan, math.inf

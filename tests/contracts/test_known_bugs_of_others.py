@@ -128,7 +128,7 @@ def batches(
 
 def noisy(image: Image.Image) -> Image.Image:
     """A user's own function, which draws from numpy's and torch's global generators."""
-    pixels = np.asarray(image) // np.random.randint(1, 5)  # noqa: NPY002 (what users do)
+    pixels = np.asarray(image) // np.random.randint(1, 5)  # noqa: NPY002  # reason: users' functions draw from it
     return v2.RandomHorizontalFlip()(Image.fromarray(pixels))
 
 

@@ -62,9 +62,9 @@ def test_one_seed_one_draw() -> None:
 
 
 def test_draws_leave_the_global_random_state() -> None:
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 (the global state)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002  # reason: the global state must not move
     stratified_draw(targets_of([30, 20]), 0.3, 0, "val")
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002 (the global state)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # reason: the global state must not move
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])

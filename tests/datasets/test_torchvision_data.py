@@ -54,8 +54,7 @@ def test_a_data_set_is_read_where_it_lies(
         given = [(found.classes[target], np.asarray(image)) for image, target in found]
         wanted = [(label, np.asarray(Image.fromarray(pixels).convert("RGB"))) for label, pixels in samples]
         if not isinstance(found.sources, np.ndarray):  # torchvision's order of files is its own
-            key = lambda sample: sample[1].tobytes()  # noqa: E731 (used twice, in the next line alone)
-            given, wanted = sorted(given, key=key), sorted(wanted, key=key)
+            given, wanted = (sorted(each, key=lambda sample: sample[1].tobytes()) for each in (given, wanted))
         assert [label for label, _ in given] == [label for label, _ in wanted]
         assert all(np.array_equal(one[1], other[1]) for one, other in zip(given, wanted, strict=True))
 

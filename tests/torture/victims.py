@@ -66,7 +66,7 @@ def train(case: str, run: str, result: str, kill_in_write: int, cache: str) -> N
     if kill_in_write:
         _kill_in_write(kill_in_write)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  # the state that a script would have
+    np.random.seed(0)  # noqa: NPY002  # reason: the state that a script would have
     torch.manual_seed(0)
     model = tk.load_backbone("mini", num_classes=3)
     trainer = tk.Trainer(

@@ -117,15 +117,13 @@ def test_whatever_operation_of_the_writer_fails_a_valid_checkpoint_is_left(after
         write(folder, 0)
         with pytest.MonkeyPatch.context() as patch:
             disk = FailingDisk(patch, number, after=after)
+            told = ""  # a failure that does no harm is not told
             try:
                 write(folder, 1)
             except CheckpointWriteError as error:
-                assert f"{tmp_path / str(number)}" in str(error)  # noqa: PT017  # not each operation is fatal
-                reasons = (
-                    f"No space left on device (error {errno.ENOSPC}).",
-                    "found whole after it was written",
-                )
-                assert any(reason in str(error) for reason in reasons)  # noqa: PT017  # as above
+                told = str(error)
+        full, lost = f"No space left on device (error {errno.ENOSPC}).", "found whole after it was written"
+        assert not told or (str(folder.path) in told and (full in told or lost in told))
         newest = CheckpointFolder(folder.path).newest()
         assert newest is not None, disk.failed
         assert newest.state in ({"step": 0}, {"step": 1})
@@ -178,10 +176,13 @@ def test_no_change_of_a_file_is_read_unnoticed(name, tmp_path):
     silent = 0
     for content in damaged:
         (path / name).write_bytes(content)
+        refusal = ""
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointCorruptError as error:
-            assert str(path) in str(error)  # noqa: PT017  # a flipped space in the manifest changes nothing
+            refusal = str(error)
+        if refusal:
+            assert str(path) in refusal
             with pytest.warns(UserWarning, match="goes on from the one before it"):
                 before = folder.newest()
             assert before is not None

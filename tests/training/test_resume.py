@@ -93,7 +93,7 @@ class RandomPhotos:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         noise = torch.randint(0, 64, (3, 32, 32), dtype=torch.uint8)
-        shift = int(np.random.randint(0, 64)) + random.randint(0, 64)  # noqa: NPY002  # as users' data sets do
+        shift = int(np.random.randint(0, 64)) + random.randint(0, 64)  # noqa: NPY002  # reason: users' data sets do so
         return noise + index + shift, index % 3
 
 
@@ -194,7 +194,7 @@ def go(
 ) -> Outcome:
     """Train in a process's stead: with a model, data and a trainer of its own."""
     random.seed(7)
-    np.random.seed(7)  # noqa: NPY002  # what a script of the user's own does
+    np.random.seed(7)  # noqa: NPY002  # reason: scripts do so
     model = build(case)
     options = {"checkpoints": EVERY_STEP, **case.options, **options}
     trainer = tk.Trainer(

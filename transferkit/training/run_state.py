@@ -173,7 +173,7 @@ def random_state(*loaders: object) -> dict[str, Any]:
 
     torch's global generator is not among them: it is seeded before every batch.
     """
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the user's state, which is to be kept
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # reason: the user's own state
     return {
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
@@ -184,7 +184,7 @@ def random_state(*loaders: object) -> dict[str, Any]:
 def restore_random_state(state: Mapping[str, Any], *loaders: object) -> None:
     """Set what ``random_state`` returned, also after JSON made lists of its tuples."""
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # reason: puts the user's own state back
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     for generator, saved in zip(_generators_of(loaders), state["torch"], strict=True):
