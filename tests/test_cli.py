@@ -210,19 +210,19 @@ def test_backbones_take_a_pattern(capsys):
         (["train", "{photos}", "--recipe", "lpft"], 2, "Did you mean 'lp-ft'?"),
         (["train", "{photos}", "--augmentation", "ligth"], 2, "Did you mean 'light'?"),
         (["train", "{photos}", "--optimizer", "sdg"], 2, "Did you mean 'sgd'?"),
-        (["train", "{photos}", "--lr", "-1"], 2, "The 'lr' parameter of Trainer must be a positive float."),
+        (["train", "{photos}", "--lr", "-1"], 2, "--lr must be a positive float."),
         (
             ["train", "{photos}", "--seed", str(2**64)],
             2,
-            "The 'seed' parameter of Trainer must be an int below",
+            "--seed must be an int below",
         ),
         (["train", "phtos"], 2, "There is no folder and no data set 'phtos'"),
         (["train", "{photos}", "--epochs", "1"], 2, "at least 2, one for each phase"),
-        (["train", "{photos}", "--device", "tpu"], 2, "The 'device' parameter must be one of 'auto', 'cpu'"),
+        (["train", "{photos}", "--device", "tpu"], 2, "--device must be one of 'auto', 'cpu'"),
         (["train", "{photos}", "--weights", "nowhere.pth"], 4, "nowhere.pth"),
         (["train", "{photos}", "--out", "{photos}"], 2, "is already in use; choose a new one."),
         (["train", "{empty}"], 3, "{empty}"),
-        (["train", "{photos}", "--label-from", "("], 2, "label_from"),
+        (["train", "{photos}", "--label-from", "("], 2, "--label-from must be a regular"),
         (["evaluate", "{empty}", "{photos}"], 4, "config.json is missing"),
         (["predict", "{empty}", "{photos}"], 4, "There is no model in"),
         (["predict", "{empty}", "nowhere.jpg"], 3, "There is no image or folder at nowhere.jpg."),
@@ -451,7 +451,7 @@ def test_predict_gives_a_row_to_what_it_cannot_decode(trained, with_faults, tmp_
 def test_predict_refuses_a_negative_number_of_workers(trained, capsys):
     run, photos = trained
     assert main(["predict", str(run), str(photos), "--workers", "-1"]) == 2
-    assert "The 'workers' parameter of Predictor must be an int of at least 0" in capsys.readouterr().err
+    assert "--workers must be an int of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")

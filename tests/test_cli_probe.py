@@ -83,7 +83,7 @@ def test_shots_seed_and_labels_in_file_names(photos, tmp_path, capsys):
     [
         (["--backbone", "minni"], 2, "mini"),
         (["--backbone", "mini=missing.pth"], 4, "missing.pth"),
-        (["--seed", "-1"], 2, "'seed'"),
+        (["--seed", "-1"], 2, "--seed must be"),
         (["--val", "0"], 3, "neither"),
     ],
 )

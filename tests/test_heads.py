@@ -280,6 +280,10 @@ def test_after_freezing_the_new_head_trains_and_the_body_stays(except_):
     [
         ({"num_classes": 0}, "'num_classes' parameter of replace_head must be an int of at least 1"),
         ({"num_classes": 2.0}, "'num_classes'"),
+        (
+            {"num_classes": 10**8},
+            "'num_classes' parameter of replace_head must be at most 10000000. Got 1000000",
+        ),
         ({"dropout": 1.0}, "'dropout' parameter of replace_head must be a float of at least 0 and below 1"),
         ({"head": "linar"}, "'head' parameter of replace_head must be 'linear', 'mlp'"),
         ({"head": 3}, "'head' parameter"),

@@ -8,11 +8,15 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from transferkit import __version__
 from transferkit.errors import TransferkitError
 from transferkit.files import write_stdout
 from transferkit.loading.cache import KINDS
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _DATA = "a folder or zip archive of images, a CSV table, or the name of a data set"
 
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("augmentations", "the augmentation presets"),
         ("recipes", "the recipes of training"),
     ):
-        listing = commands.add_parser(name, help=f"list {what}", description=f"List {what}.")
+        listing = _add_command(commands, name, f"list {what}")
         if name == "backbones":
             listing.add_argument("pattern", nargs="?", default="*", help="a glob, such as 'resnet*'")
         _add_output(listing)
@@ -43,9 +47,64 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(commands: _Commands, name: str, what: str, **more: Any) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", **more)
+
+
+# What several commands take. Texts are given where the meaning differs.
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress on standard error")
+
+
+def _add_data(
+    parser: argparse.ArgumentParser,
+    label_from: str = r"takes the label from the file name, such as '^(\w+)\.'",
+) -> None:
+    add = parser.add_argument
+    add("data", metavar="DATA", help=_DATA)
+    add("--label-from", metavar="REGEX", help=label_from)
+    add(
+        "--delimiter",
+        metavar="C",
+        help="what separates the columns of a table: a character, tab, or auto to find out (by its suffix)",
+    )
+
+
+def _add_draws(parser: argparse.ArgumentParser, *, val: str, shots: str, seed: str) -> None:
+    add = parser.add_argument
+    add("--val", type=float, default=0.2, metavar="X", help=f"{val} (0.2)")
+    add("--subset", type=float, metavar="X", help="use this share of every part")
+    add("--shots", type=int, metavar="N", help=f"{shots} this many images of each class")
+    add("--seed", type=int, default=0, metavar="N", help=f"of {seed} (0)")
+
+
+def _add_weights(parser: argparse.ArgumentParser, whose: str = "") -> None:
+    add = parser.add_argument
+    forms = "default, none, a name, or a .safetensors or .pth file"
+    add("--weights", default="default", metavar="W", help=f"{whose}{forms}")
+    add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
+
+
+def _add_on_error(parser: argparse.ArgumentParser, skip: str = "be left out") -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help=f"what an image that cannot be decoded does: end the command, or {skip} (raise)",
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
+    _add_device(parser)
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
 
 
 def _batch_size(text: str) -> int | str:
@@ -61,9 +120,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
         metavar="N",
         help=f"images in a batch{', or auto: a power of two that fits' if trains else ''} (64)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
+    _add_machine(parser)
     parser.add_argument(
         "--compile", choices=("auto", "yes", "no"), default="auto", help="compile what does not train (auto)"
     )
@@ -76,36 +133,23 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
     _add_output(parser)
 
 
-def _add_on_error(parser: argparse.ArgumentParser, skip: str) -> None:
-    parser.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help=f"what an image that cannot be decoded does: end the command, or {skip} (raise)",
-    )
+# The commands.
 
 
-def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_quickstart(commands: _Commands) -> None:
     what = "fine-tune the embedded backbone on 10 digits per class, beside random weights"
-    parser = commands.add_parser("quickstart", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    parser = _add_command(commands, "quickstart", what)
     parser.add_argument("--out", default="quickstart-run", metavar="RUN", help="the run directory")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
+    _add_device(parser)
     _add_output(parser)
 
 
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "adapt a backbone to your images"
-    parser = commands.add_parser("train", help=what, description=f"{what[0].upper()}{what[1:]}.")
+def _add_train(commands: _Commands) -> None:
+    parser = _add_command(commands, "train", "adapt a backbone to your images")
     add = parser.add_argument
-    add("data", metavar="DATA", help=_DATA)
+    _add_data(parser)
     add("--backbone", default="mini", metavar="NAME", help="see 'transferkit backbones' (mini)")
-    add(
-        "--weights",
-        default="default",
-        metavar="W",
-        help="default, none, a name, or a .safetensors or .pth file",
-    )
-    add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
+    _add_weights(parser)
     add(
         "--adapt-batch-norm",
         action="store_true",
@@ -138,17 +182,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--mix", metavar="NAME", help="mixup or cutmix, where the backbone trains (none)")
     add("--sampling", metavar="NAME", help="balanced draws all classes equally often (shuffle)")
     add("--checkpoint-activations", action="store_true", help="less memory, about a quarter more time")
-    add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
-    add(
-        "--val",
-        type=float,
-        default=0.2,
-        metavar="X",
-        help="share kept for validation where there is no val part (0.2)",
+    _add_draws(
+        parser,
+        val="share kept for validation where there is no val part",
+        shots="train on",
+        seed="split, order, augmentation and new head",
     )
-    add("--subset", type=float, metavar="X", help="use this share of every part")
-    add("--shots", type=int, metavar="N", help="train on this many images of each class")
-    add("--seed", type=int, default=0, metavar="N", help="of split, order, augmentation and new head (0)")
     add("--out", metavar="RUN", help="the run directory (runs/DATA-BACKBONE-NUMBER)")
     add("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
     add("--resume-from", metavar="CHECKPOINT", help="go on with the run in --out, from this checkpoint")
@@ -161,28 +200,21 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--checkpoint-steps", type=int, metavar="N", help="steps between two checkpoints (none)")
     add("--tensorboard", action="store_true", help="write the run for TensorBoard too, into RUN/tensorboard")
-    _add_on_error(parser, "be left out")
+    _add_on_error(parser)
     _add_run_options(parser, trains=True)
 
 
-def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "score a trained model on images"
-    parser = commands.add_parser("evaluate", help=what, description=f"{what[0].upper()}{what[1:]}.")
+def _add_evaluate(commands: _Commands) -> None:
+    parser = _add_command(commands, "evaluate", "score a trained model on images")
     parser.add_argument("run", metavar="RUN", help="the run directory")
-    parser.add_argument("data", metavar="DATA", help=_DATA)
-    parser.add_argument(
-        "--label-from",
-        metavar="REGEX",
-        help="takes the label from the file name; '' takes the folders (that of the run)",
-    )
+    _add_data(parser, "takes the label from the file name; '' takes the folders (that of the run)")
     parser.add_argument("--out", metavar="FILE", help="write the report as JSON")
-    _add_on_error(parser, "be left out")
+    _add_on_error(parser)
     _add_run_options(parser)
 
 
-def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "label images with a trained model"
-    parser = commands.add_parser("predict", help=what, description=f"{what[0].upper()}{what[1:]}.")
+def _add_predict(commands: _Commands) -> None:
+    parser = _add_command(commands, "predict", "label images with a trained model")
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files or folders")
     parser.add_argument(
@@ -194,48 +226,32 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_run_options(parser)
 
 
-def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "compare backbones on your images, before any is trained"
-    parser = commands.add_parser("probe", help=what, description=f"{what[0].upper()}{what[1:]}.")
-    add = parser.add_argument
-    add("data", metavar="DATA", help=_DATA)
-    add(
+def _add_probe(commands: _Commands) -> None:
+    parser = _add_command(commands, "probe", "compare backbones on your images, before any is trained")
+    _add_data(parser)
+    parser.add_argument(
         "--backbone",
         action="append",
         metavar="NAME[=W]",
         help="see 'transferkit backbones' (mini); with its own weights after '='; may be given again",
     )
-    add(
-        "--weights",
-        default="default",
-        metavar="W",
-        help="of backbones without their own: default, none, a name, or a .safetensors or .pth file",
+    _add_weights(parser, "of backbones without their own: ")
+    _add_draws(
+        parser,
+        val="share to score on where there is no val or test part",
+        shots="fit to",
+        seed="split, folds and random weights",
     )
-    add("--image-size", type=int, metavar="N", help="side of the images in pixels (that of the weights)")
-    add("--label-from", metavar="REGEX", help=r"takes the label from the file name, such as '^(\w+)\.'")
-    add(
-        "--val",
-        type=float,
-        default=0.2,
-        metavar="X",
-        help="share to score on where there is no val or test part (0.2)",
-    )
-    add("--subset", type=float, metavar="X", help="use this share of every part")
-    add("--shots", type=int, metavar="N", help="fit to this many images of each class")
-    add("--seed", type=int, default=0, metavar="N", help="of split, folds and random weights (0)")
-    _add_on_error(parser, "be left out")
-    add("--workers", type=int, metavar="N", help="decoding threads (one for each processor)")
-    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1 …")
-    add("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
+    _add_on_error(parser)
+    _add_machine(parser)
     _add_output(parser)
 
 
-def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "show or clear what is kept on disk to be used again"
-    parser = commands.add_parser(
+def _add_cache(commands: _Commands) -> None:
+    parser = _add_command(
+        commands,
         "cache",
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
+        "show or clear what is kept on disk to be used again",
         epilog="TRANSFERKIT_CACHE names the folder (~/.cache/transferkit), and TRANSFERKIT_CACHE_SIZE how "
         "much it may hold, such as 20GB (10GB).",
     )
@@ -253,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files need not be valid Unicode, nor be known to the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
+    options = argparse.Namespace()
     try:
         options = _parse(arguments)
         from transferkit.commands import COMMANDS
@@ -261,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             pkgutil.resolve_name(COMMANDS[options.command])(options)
     except TransferkitError as error:
-        print(f"transferkit: {error}", file=sys.stderr)
+        from transferkit.commands.wording import in_options
+
+        print(f"transferkit: {in_options(str(error), options)}", file=sys.stderr)
         return error.exit_code
     except SystemExit as error:
         for note in getattr(error, "__notes__", ()):  # of SIGTERM

@@ -25,6 +25,8 @@ Head = str | nn.Module | Callable[[int, int], nn.Module]
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _WIDEST_HIDDEN_LAYER = 512
+# More outputs than any data has classes; beyond it memory ends, or torch says so in words of its own.
+_MOST_CLASSES = 10**7
 
 
 class _Features(NamedTuple):
@@ -100,6 +102,19 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
     return spec.classes if outputs in (None, len(spec.classes)) else None
 
 
+def check_num_classes(owner: str, value: object) -> None:
+    """Raise ``ArgumentError`` unless ``value``, the ``num_classes`` of ``owner``, is one a head can have.
+
+    >>> check_num_classes("replace_head", 10**9)
+    Traceback (most recent call last):
+    ...
+    transferkit.errors.ArgumentError: The 'num_classes' parameter of replace_head must be at most \
+10000000. Got 1000000000 instead.
+    """
+    fits = check_int(owner, "num_classes", value, 1) <= _MOST_CLASSES
+    require(fits, owner, "num_classes", f"at most {_MOST_CLASSES}", value)
+
+
 def replace_head(
     model: M,
     num_classes: int,
@@ -138,7 +153,7 @@ def replace_head(
     Linear(in_features=8, out_features=2, bias=True)
     """
     check_module("replace_head", model)
-    check_int("replace_head", "num_classes", num_classes, 1)
+    check_num_classes("replace_head", num_classes)
     check_between("replace_head", "dropout", dropout, 0, 1)
     names = None if classes is None else _checked_classes(classes, num_classes)
     path = find_head(model)

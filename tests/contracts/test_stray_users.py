@@ -139,26 +139,30 @@ MISTAKES = {
     "recipe": (["train", "photos", "--recipe", "fine-tunes"], 2, "Did you mean 'fine-tune'?"),
     "augmentation": (["train", "photos", "--augmentation", "lihgt"], 2, "Did you mean 'light'?"),
     "optimizer": (["train", "photos", "--optimizer", "adamm"], 2, "Did you mean 'adam' or 'adamw'?"),
-    "no epochs": (["train", "photos", "--epochs", "0"], 2, "'epochs' parameter of Trainer.fit must be"),
-    "a negative rate": (["train", "photos", "--lr", "-1"], 2, "'lr' parameter of Trainer must be a positive"),
-    "a rate of NaN": (["train", "photos", "--lr", "nan"], 2, "'lr' parameter of Trainer must be a positive"),
+    "no epochs": (["train", "photos", "--epochs", "0"], 2, "--epochs must be an int of at least 1."),
+    "a negative rate": (["train", "photos", "--lr", "-1"], 2, "--lr must be a positive float."),
+    "a rate of NaN": (["train", "photos", "--lr", "nan"], 2, "--lr must be a positive float."),
     "a huge rate": (
         ["train", "photos", "--lr", "1e38", "--recipe", "fine-tune"],
         5,
         "lower the learning rate",
     ),
     "a used run": (["train", "photos", "--out", "photos"], 2, "is already in use"),
-    "a share of all": (["train", "photos", "--val", "1"], 2, "'val' parameter of load_dataset must be"),
-    "no shots": (["train", "photos", "--shots", "0"], 2, "'shots' parameter of load_dataset must be"),
+    "a share of all": (
+        ["train", "photos", "--val", "1"],
+        2,
+        "--val must be a float of at least 0 and below 1.",
+    ),
+    "no shots": (["train", "photos", "--shots", "0"], 2, "--shots must be an int of at least 1."),
     "a batch of none": (
         ["train", "photos", "--batch-size", "0"],
         2,
-        "'batch_size' parameter of Trainer must be",
+        "--batch-size must be an int of at least 1.",
     ),
     "a size of none": (
         ["train", "photos", "--image-size", "0"],
         2,
-        "'image_size' parameter of load_backbone",
+        "--image-size must be an int of at least 1.",
     ),
     "a precision": (["train", "photos", "--precision", "bf61"], 2, "Did you mean 'bf16'"),
     "no run": (["evaluate", "photos", "photos"], 4, "There is no run in photos"),
@@ -203,7 +207,7 @@ def test_a_folder_that_nobody_can_write_to(run, tmp_path):
 def test_a_device_that_is_not_there(run, tmp_path):
     done, _, err = run(*command_of(["train", "photos", "--device", "cuda"], tmp_path / "run"))
     wanted = "must be one of 'auto', 'cpu', because torch finds no CUDA device here. Got 'cuda' instead."
-    check_sentence(err, f"The 'device' parameter {wanted}")
+    check_sentence(err, f"--device {wanted}")
     assert done == 2
 
 

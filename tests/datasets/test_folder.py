@@ -162,13 +162,19 @@ def test_stray_and_hidden_files_are_left_out(lay_out: LayOut) -> None:
     assert contents.parts["train"].ids == ("cats/1.jpg", "dogs/2.jpg")
     assert set(contents.left_out) == strays
     assert len(contents.remarks) == 1
-    assert contents.remarks[0].startswith("left out 9 entries (")
+    assert contents.remarks[0] == (
+        "left out 9 entries (hidden: '.DS_Store', '.ipynb_checkpoints/', '__MACOSX/' and 2 more; "
+        "no image file: 'notes.txt', 'cats/imageNotFound.gif', 'dogs/Thumbs.db'; "
+        "in no class folder: 'loose.jpg')"
+    )
 
 
 def test_folders_beside_the_parts_are_left_out(lay_out: LayOut) -> None:
     contents = read_folder(lay_out("train/a/1.jpg", "train/b/2.jpg", "unlabeled/3.jpg", "train/4.jpg"))
     assert contents.parts["train"].ids == ("train/a/1.jpg", "train/b/2.jpg")
     assert set(contents.left_out) == {"unlabeled/", "train/4.jpg"}
+    (remark,) = contents.remarks
+    assert remark == "left out 2 entries (beside the parts: 'unlabeled/'; in no class folder: 'train/4.jpg')"
 
 
 def test_empty_class_folders(lay_out: LayOut) -> None:
@@ -247,6 +253,10 @@ def test_links_lead_nowhere_twice(lay_out: LayOut) -> None:
         "cats/broken.jpg",
         "dogs/outside/back/",
     }
+    assert contents.remarks == (
+        "left out 5 entries (met before: 'also_dogs/', 'cats/loop/', 'dogs/outside/back/'; "
+        "no image file: 'cats/broken.jpg', 'cats/self')",
+    )
 
 
 def test_a_folder_may_be_a_link(lay_out: LayOut, tmp_path: Path) -> None:

@@ -130,8 +130,9 @@ def test_one_warning_counts_and_names_what_is_left_out(lay_out: LayOut) -> None:
     (warning,) = caught
     assert warning.category is UserWarning
     assert warning.filename == __file__
-    assert "left out 8 entries ('.DS_Store', 'a/0.txt', 'a/1.txt', 'a/2.txt', 'a/3.txt' and 3 more)" in str(
-        warning.message
+    assert str(warning.message) == (
+        f"'{root}': left out 8 entries "
+        "(hidden: '.DS_Store'; no image file: 'a/0.txt', 'a/1.txt', 'a/2.txt' and 4 more)."
     )
     assert splits.record["left_out"] == {"count": 8, "names": [".DS_Store", *strays]}
 

@@ -22,7 +22,7 @@ def test_hymenoptera_warns_of_its_placeholder(real_data: Path) -> None:
     assert np.bincount(splits.train.targets).tolist() == [123, 121]
     assert np.bincount(splits.val.targets).tolist() == [70, 83]
     (warning,) = caught
-    assert "left out 1 entry ('train/ants/imageNotFound.gif')" in str(warning.message)
+    assert "left out 1 entry (no image file: 'train/ants/imageNotFound.gif')" in str(warning.message)
     for part in (splits.train, splits.val):
         for image, _ in part:
             assert image.mode == "RGB"

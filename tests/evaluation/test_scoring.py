@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -115,3 +117,61 @@ def test_the_models_mode_is_left_as_it_was(model, tiny_part):
     tk.evaluate(model, tiny_part(4, classes=3))
     assert model.training
     assert model.body[1].training
+
+
+class Pairs:
+    """A map-style data set of the user's own."""
+
+    def __init__(self, part, classes):
+        self.items = [part[index] for index in range(len(part))]
+        if classes:
+            self.classes = part.classes
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def selected_on(model, data, *others):
+    """Train on data with a validation part, and return what reports on others say of the selection."""
+    trainer = tk.Trainer(model, recipe="linear-probe", progress=False, device="cpu", precision="fp32")
+    trainer.fit(*data, epochs=1)
+    return [tk.evaluate(model, other, device="cpu", **EXACT).selected for other in others]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for part in ("train", "valid"):
+        for name, value in (("ant", 40), ("bee", 200)):
+            for index in range(3):
+                path = tmp_path / "photos" / part / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), value + index).save(path)
+    return tmp_path / "photos"
+
+
+def test_the_images_of_the_selection_are_known_however_they_are_loaded(photos, tmp_path, tiny_model):
+    copied = shutil.copytree(photos, tmp_path / "copied")
+    again, alone = tk.load_dataset(photos), tk.load_dataset(photos / "valid", val=0).train
+    others = [again, again.val, again.val.take([5, 4, 3, 2, 1, 0]), tk.load_dataset(copied), alone]
+    model = tiny_model()
+    assert selected_on(model, [tk.load_dataset(photos)], *others) == [True] * 5
+    # In a part of it, the images were selected on too, but a fingerprint of all cannot tell that.
+    assert selected_on(model, [again], again.train, again.val.take([0, 1, 5])) == [False, False]
+
+
+def test_a_part_that_is_drawn_is_known_when_it_is_drawn_again(photos, tiny_model):
+    def load(**options):
+        return tk.load_dataset(photos / "train", val=0.34, **options)
+
+    assert selected_on(tiny_model(), [load()], load(), load(seed=1)) == [True, False]
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_data_set_of_the_users_own_is_known(classes, tiny_model, tiny_part):
+    train, val = (Pairs(tiny_part(8, seed=seed), classes) for seed in (0, 1))
+    again = Pairs(tiny_part(8, seed=1), classes)
+    loaded = tk.load_dataset({"train": train, "val": again})
+    assert selected_on(tiny_model(), [train, val], val, again, loaded, loaded.val) == [True] * 4

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from transferkit.errors import (
     CheckpointCorruptError,
@@ -307,8 +308,28 @@ def test_what_does_not_fit_is_listed(tmp_path):
 
 def test_a_long_list_is_cut_and_counted():
     state = {f"key{number}": torch.zeros(1) for number in range(100)}
-    with pytest.raises(WeightsMismatchError, match="key7 and 92 more"):
+    with pytest.raises(WeightsMismatchError, match="key2 and 97 more"):
         load_weights(Net(), state, source="a")
+
+
+@pytest.mark.parametrize(
+    ("asked", "of"),
+    [("resnet18", "resnet34"), ("squeezenet1_0", "squeezenet1_1"), ("resnet18", "mobilenet_v3_small")],
+)
+def test_weights_of_another_network_are_known(asked, of, tmp_path):
+    state, model = models.get_model(of, num_classes=7).state_dict(), models.get_model(asked, num_classes=7)
+    with pytest.raises(WeightsMismatchError) as caught:
+        load_weights(model, state, source=tmp_path / "a.pth")
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'a.pth'} does not fit this ")
+    assert text.endswith(f" more. The file looks like the weights of '{of}'.")
+    assert len(text) < 600
+
+
+def test_the_same_network_with_another_head_is_no_other_network():
+    state, model = models.resnet18(num_classes=5).state_dict(), models.resnet18(num_classes=3)
+    with pytest.raises(WeightsMismatchError, match=r"fc.bias \(\[5\] in the file, \[3\] in the model\)\.$"):
+        load_weights(model, state, source="a")
 
 
 def test_whole_numbers_are_no_weights():

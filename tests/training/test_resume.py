@@ -354,8 +354,8 @@ def test_a_named_checkpoint_is_where_the_run_goes_on(tmp_path):
         ({"seed": 1}, "seed was 0 and is 1 now"),
         ({"batch_size": 5}, "batch_size was 4 and is 5 now"),
         ({"recipe": [HEAD]}, "phases was 2 and is 1 now"),
-        ({"recipe": [HEAD, tk.Phase(epochs=2, lr=0.5)]}, "lr of phase 2 was None and is 0.5 now"),
-        ({"augmentation": "strong"}, "augmentation was None and is 'strong' now"),
+        ({"recipe": [HEAD, tk.Phase(epochs=2, lr=0.5)]}, "lr of phase 2 was not given and is 0.5 now"),
+        ({"augmentation": "strong"}, "augmentation was not given and is 'strong' now"),
         ({"precision": "bf16"}, "precision was 'fp32' and is 'bf16' now"),
     ],
 )
@@ -377,15 +377,16 @@ def test_a_run_is_not_resumed_with_other_data_or_another_model(tmp_path):
     case, run = interrupted(tmp_path)
     options = {"recipe": case.phases, "batch_size": 4, "run_dir": run, "progress": False}
     with pytest.raises(
-        ResumeMismatchError, match=r"training data was '21 images .*' and is '20 images .*' now"
+        ResumeMismatchError,
+        match="training images are others than when it began: 21 images then and 20 images now",
     ):
         tk.Trainer(build(case), **options).fit(images(20), validation(), resume=True)
-    with pytest.raises(ResumeMismatchError, match=r"validation data was '9 images .*' and is None now"):
+    with pytest.raises(ResumeMismatchError, match="validation data was 9 images and is none now"):
         tk.Trainer(build(case), **options).fit(images(), resume=True)
-    with pytest.raises(ResumeMismatchError, match=r"epochs was None and is 5 now"):
+    with pytest.raises(ResumeMismatchError, match="epochs was not given and is 5 now"):
         tk.Trainer(build(case), **options).fit(images(), validation(), epochs=5, resume=True)
     other = build(CASES["dropout"])
-    with pytest.raises(ResumeMismatchError, match=r"head was \['fc', 'linear', .*'mlp'"):
+    with pytest.raises(ResumeMismatchError, match="kind of the head was 'linear' and is 'mlp' now"):
         tk.Trainer(other, **options).fit(images(), validation(), resume=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.commands.common import Options, run_options, show, skip_hinted
+from transferkit.commands.common import Options, run_options, show, skip_hinted, table_arguments
 from transferkit.errors import CheckpointError, DataError, ImageDecodeError
 from transferkit.files import write_text
 
@@ -31,11 +31,12 @@ def evaluate(options: Options) -> None:
         check_writable(Path(options.out))
     config = read_config(options.run)
     model = load_model(options.run)
+    how = run_options(options, model)
     label_from = _label_from(options, config, class_names(model))
     try:
         part, kept = _part_to_evaluate(options, config, label_from)
         with skip_hinted(options):
-            report = score(model, part, on_error=options.on_error, **run_options(options, model))
+            report = score(model, part, on_error=options.on_error, **how)
     except DataError as error:
         if options.label_from is not None or label_from is None or isinstance(error, ImageDecodeError):
             raise
@@ -81,6 +82,8 @@ def _is_config(config: object) -> bool:
     drawn = record.get("ids") or {}
     if not isinstance(drawn, dict):
         return False
+    if not isinstance(record.get("kwargs", {}), dict):
+        return False
     lists = [*drawn.values(), *(part.get("ids", []) for part in parts.values())]
     return all(isinstance(record.get(key), str | None) for key in ("source", "label_from")) and all(
         isinstance(ids, list) and all(isinstance(name, str) for name in ids) for ids in lists
@@ -107,6 +110,16 @@ def _label_from(options: Options, config: Mapping[str, Any], classes: Sequence[s
     return None if {label for part in parts for label in part.classes} <= set(classes or ()) else given
 
 
+def _table_of(options: Options, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``load_dataset`` is told of a table; of that of the run, it is told what the run was."""
+    from transferkit.datasets.table import DELIMITERS
+
+    path = Path(options.data).expanduser()
+    is_table = path.suffix.lower() in DELIMITERS and path.is_file()
+    same = is_table and os.path.realpath(path) == os.path.realpath(record.get("source") or "")
+    return {**(record.get("kwargs", {}) if same else {}), **table_arguments(options)}
+
+
 def _part_to_evaluate(
     options: Options, config: Mapping[str, Any], label_from: str | None
 ) -> tuple[Part, bool]:
@@ -119,7 +132,7 @@ def _part_to_evaluate(
     from transferkit.datasets.load import load_dataset
 
     record = config["data"]
-    splits = load_dataset(options.data, val=0, label_from=label_from)
+    splits = load_dataset(options.data, val=0, label_from=label_from, **_table_of(options, record))
     own = splits.val if splits.test is None else splits.test
     if own is not None:
         return own, _was_kept(own, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from transferkit.commands.common import Options, show, tell
+from transferkit.commands.common import Options, check_backbones, show, table_arguments, tell
 
 if TYPE_CHECKING:
     from transferkit.datasets.base import Splits
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 def probe(options: Options) -> None:
     """Score simple classifiers on the frozen features of each backbone."""
     from transferkit.features.probe import probe_backbones
+    from transferkit.runtime import resolve_device
 
+    backbones = options.backbone or ["mini"]
+    named = (each.partition("=") for each in backbones)
+    check_backbones((name, weights if own else options.weights) for name, own, weights in named)
+    resolve_device(options.device)
     table = probe_backbones(
         _load_data(options),
-        options.backbone or ["mini"],
+        backbones,
         weights=options.weights,
         image_size=options.image_size,
         seed=options.seed,
@@ -37,11 +42,12 @@ def _load_data(options: Options) -> Splits:
     from transferkit.datasets.load import load_dataset
     from transferkit.loading.checked import usable
 
-    given = {
+    given: dict[str, Any] = {
         "label_from": options.label_from,
         "subset": options.subset,
         "shots": options.shots,
         "seed": options.seed,
+        **table_arguments(options),
     }
     splits = load_dataset(options.data, val=0, **given)
     if splits.val is None and splits.test is None:

@@ -7,7 +7,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transferkit.commands.common import Options, run_options, show, skip_hinted, tell
+from transferkit.commands.common import (
+    Options,
+    check_backbones,
+    run_options,
+    show,
+    skip_hinted,
+    table_arguments,
+    tell,
+)
 from transferkit.errors import ArgumentError
 from transferkit.training.run_directory import RunDirectory
 
@@ -29,7 +37,6 @@ def train(options: Options) -> None:
     from transferkit.backbones.load import load_backbone
     from transferkit.backbones.spec import spec_of
     from transferkit.batch_norm import adapt_batch_norm
-    from transferkit.checks import check_int, require
     from transferkit.heads import replace_head
     from transferkit.run_outputs import write_figures, write_report
     from transferkit.trainer import Trainer
@@ -42,15 +49,9 @@ def train(options: Options) -> None:
     resume = options.resume_from or options.resume
     if not resume:
         RunDirectory(out).check_unused()  # before any work is done
-    # As the trainer does, but before the seed is used for the first time.
-    require(
-        check_int("Trainer", "seed", options.seed) < 2**63,
-        "Trainer",
-        "seed",
-        "an int below 2**63",
-        options.seed,
-    )
     phases = _phases(options)
+    _check_early(options, phases)
+    checkpoints = Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps)
     splits = _load_data(options)
     tell(options, str(splits))
     weights = None if options.weights == "none" else options.weights
@@ -70,7 +71,7 @@ def train(options: Options) -> None:
         callbacks=() if board is None else (board,),
         seed=options.seed,
         run_dir=out,
-        checkpoints=Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps),
+        checkpoints=checkpoints,
         progress=not options.quiet,
         on_error=options.on_error,
         **how,
@@ -106,6 +107,23 @@ def train(options: Options) -> None:
         result["report"] = report.to_dict()
         text = f"{report}\n\n{text}"
     show(options, text, result)
+
+
+def _check_early(options: Options, phases: tuple[Phase, ...]) -> None:
+    """Refuse what the trainer would refuse, before anything is read or drawn."""
+    from torch import nn
+
+    from transferkit.checks import check_int
+    from transferkit.training.resolving import with_lr
+
+    check_int("Trainer", "seed", options.seed)
+    with_lr(phases, options.lr)
+    if options.batch_size != "auto":
+        check_int("Trainer", "batch_size", options.batch_size, 1)
+    if options.workers is not None:
+        check_int("Trainer", "workers", options.workers)
+    check_backbones([(options.backbone, options.weights)])
+    run_options(options, nn.Identity())  # for the device and the like; what it returns depends on the model
 
 
 def _evaluate(
@@ -218,4 +236,5 @@ def _load_data(options: Options) -> Splits:
         subset=options.subset,
         shots=options.shots,
         seed=options.seed,
+        **table_arguments(options),
     )

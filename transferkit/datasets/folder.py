@@ -79,12 +79,23 @@ def read_folder(root: Path, label_from: str | None = None) -> Contents:
     if bare:
         remarks.append(f"found no training images of {listed(bare, 'class', 'classes')}")
     if scan.left_out:
-        noun = "entry", "entries"
-        remarks.insert(0, f"left out {listed(scan.left_out, *noun)}, hidden, met twice or no image files")
+        remarks.insert(0, _left_out(scan.left_out))
     hint = ""
     if layout == "classes" and scan.listing(f"{min(labels['train'])}/")[1]:
         hint = f"; if '{root / min(labels['train'])}' is the folder that holds the classes, name that"
     return Contents(str(root), layout, parts, tuple(scan.left_out), tuple(remarks), hint)
+
+
+def _left_out(entries: Mapping[str, str]) -> str:
+    """Count what was left out, and name up to three examples for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in entries.items():
+        names.setdefault(reason, []).append(name)
+    groups = []
+    for reason, found in names.items():
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        groups.append(f"{reason}: {', '.join(map(repr, found[:3]))}{more}")
+    return f"left out {len(entries)} {'entry' if len(entries) == 1 else 'entries'} ({'; '.join(groups)})"
 
 
 def _compile(label_from: str) -> re.Pattern[str]:
@@ -111,7 +122,7 @@ def _part_folders(scan: Tree, *, flat: bool) -> dict[str, str]:
     others = [folder for folder in folders if folder not in parts.values()]
     # A folder of trains beside one of cars is a class: what makes it a part is folders in it.
     if "train" in parts and (flat or scan.listing(parts["train"])[1]):
-        scan.left_out += loose + others
+        scan.left_out |= dict.fromkeys(loose + others, "beside the parts")
         return {name: parts[name] for name in ("train", "val", "test") if name in parts}
     if flat:
         return {}
@@ -140,7 +151,7 @@ def _by_folder(scan: Tree, below: str) -> Labels:
     labels = {folder[len(below) : -1]: images_below(scan, folder) for folder in folders}
     if loose and not any(labels.values()):
         _suggest_label_from(scan.root, loose)
-    scan.left_out += loose
+    scan.left_out |= dict.fromkeys(loose, "in no class folder")
     return labels
 
 

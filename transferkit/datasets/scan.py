@@ -20,12 +20,14 @@ EXTENSIONS = frozenset(
 # What macOS and Synology put beside photos; the files in them have the same extensions.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 
+HIDDEN = "hidden"
+
 
 class Tree(Protocol):
     """Folders with images in them, on the disk or in an archive."""
 
     root: Path
-    left_out: list[str]
+    left_out: dict[str, str]
 
     def listing(self, below: str) -> tuple[list[str], list[str]]:
         """Return the ids of the images and of the folders directly in a folder, sorted."""
@@ -50,6 +52,11 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
+def why_no_image(name: str) -> str:
+    """Return why a file of this name is left out."""
+    return HIDDEN if name.startswith(".") else "no image file"
+
+
 def is_hidden_folder(name: str) -> bool:
     """Whether a folder of this name is passed over."""
     return name.startswith(".") or name in _SYSTEM_FOLDERS
@@ -62,13 +69,13 @@ class Scan:
         root: The data set's folder.
 
     Attributes:
-        left_out: What is hidden, no image file, or a link to a folder met before; as ids, which
-            are paths below the root, with slashes.
+        left_out: What is hidden, no image file, or a link to a folder met before, as ids, which
+            are paths below the root, with slashes; and why.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.left_out: list[str] = []
+        self.left_out: dict[str, str] = {}
         self._met = {_identity(root)}
         self._listings: dict[str, tuple[list[str], list[str]]] = {}
 
@@ -101,19 +108,21 @@ class Scan:
         images: list[str] = []
         folders: list[str] = []
         links: list[str] = []
-        other: list[str] = []
+        other: dict[str, str] = {}
         with os.scandir(self.root / below) as entries:
             for entry in entries:
                 name = below + entry.name
                 # Neither asks for the file's status, unless it is a link.
                 if _is(entry, folder=True):
-                    hidden = is_hidden_folder(entry.name)
-                    (other if hidden else links if entry.is_symlink() else folders).append(f"{name}/")
+                    if is_hidden_folder(entry.name):
+                        other[f"{name}/"] = HIDDEN
+                    else:
+                        (links if entry.is_symlink() else folders).append(f"{name}/")
                 elif not is_image(entry.name) or not _is(entry, folder=False):
-                    other.append(name)
+                    other[name] = why_no_image(entry.name)
                 else:
                     images.append(name)
-        self.left_out += sorted(other)
+        self.left_out |= dict(sorted(other.items()))
         # Real folders first: where a link leads to one of them, the link is what is left out.
         kept = [folder for folder in sorted(folders) + sorted(links) if self._meet(folder)]
         return sorted(images), sorted(kept)
@@ -121,7 +130,7 @@ class Scan:
     def _meet(self, folder: str) -> bool:
         identity = _identity(self.root / folder)
         if identity in self._met:
-            self.left_out.append(folder)
+            self.left_out[folder] = "met before"
             return False
         self._met.add(identity)
         return True

@@ -61,8 +61,9 @@ def read_table(
         DataError: A file is missing or named twice, a label is empty or a part unknown, or the
             table cannot be read; the message names the line.
     """
-    form = "a single character, or 'auto'"
+    form = "a single character that neither quotes nor ends a line, or 'auto'"
     fits = delimiter in (None, "auto") or (isinstance(delimiter, str) and len(delimiter) == 1)
+    fits = fits and delimiter not in ('"', "\r", "\n")
     require(fits, "load_dataset", "delimiter", form, delimiter)
     lines = _lines(table, delimiter)
     header = next(lines, (0, []))[1]

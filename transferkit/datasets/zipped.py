@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from transferkit.datasets.archives import DAMAGE, zip_entries
 from transferkit.datasets.base import PART_NAMES, StoredImage, file_identity
-from transferkit.datasets.scan import is_hidden_folder, is_image
+from transferkit.datasets.scan import HIDDEN, is_hidden_folder, is_image, why_no_image
 from transferkit.errors import ArchiveError, ImageDecodeError
 
 # No photo that Pillow's own limit of pixels lets pass takes more.
@@ -121,12 +121,12 @@ class ZipTree:
 
     Attributes:
         root: As given.
-        left_out: What is hidden or no image file, as ids.
+        left_out: What is hidden or no image file, as ids; and why.
     """
 
     def __init__(self, path: Path) -> None:
         self.root = path
-        self.left_out: list[str] = []
+        self.left_out: dict[str, str] = {}
         self._archive = ZipArchive(path)
         self._entries: dict[str, str] = {}
         self._tree: dict[str, tuple[list[str], list[str]]] = {"": ([], [])}
@@ -165,10 +165,9 @@ class ZipTree:
             files, folders = self._tree[self._outer + below]
             images = [below + name for name in files if is_image(name)]
             shown = [f"{below}{name}/" for name in folders if not is_hidden_folder(name)]
-            self.left_out += sorted(
-                [below + name for name in files if not is_image(name)]
-                + [f"{below}{name}/" for name in folders if is_hidden_folder(name)]
-            )
+            other = {below + name: why_no_image(name) for name in files if not is_image(name)}
+            other |= {f"{below}{name}/": HIDDEN for name in folders if is_hidden_folder(name)}
+            self.left_out |= dict(sorted(other.items()))
             self._listings[below] = sorted(images), sorted(shown)
         return self._listings[below]
 

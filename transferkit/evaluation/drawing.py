@@ -87,7 +87,10 @@ def thumbnail(image: AnyImage, owner: str, side: int = 256) -> npt.NDArray[np.ui
         given = given.detach().cpu().permute(1, 2, 0).numpy() if given.ndim == 3 else given.numpy()
     if not isinstance(given, Image.Image):
         require(
-            isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3,
+            isinstance(given, np.ndarray)
+            and given.dtype == np.uint8
+            and given.ndim == 3
+            and given.shape[2] == 3,
             owner,
             "images",
             "PIL images, uint8 arrays [H, W, 3] or uint8 tensors [3, H, W]",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.preprocessing import Preprocessing
-from transferkit.checks import check_int, import_extra, require
+from transferkit.checks import check_int, import_extra, is_number, require
 from transferkit.datasets.base import Part
 from transferkit.errors import DataError
 from transferkit.evaluation.drawing import (
@@ -67,7 +67,7 @@ def plot_images(
     """
     owner = "plot_images"
     drawn = _drawn(owner, images, most, labels=labels)
-    grid = image_grid(drawn, columns, owner, _heading(title, drawn, len(images)))
+    grid = image_grid(drawn, columns, owner, _heading(owner, title, drawn, len(images)))
     for axes, image, label in zip(grid.cells, images, labels, strict=False):
         show_image(axes, thumbnail(image, owner), shortened(label, 24))
     return grid.figure
@@ -99,7 +99,14 @@ def plot_training_images(
         DataError: The part is empty.
         MissingExtraError: matplotlib is not installed.
     """
-    most = check_int("plot_training_images", "most", most, 1)
+    owner = "plot_training_images"
+    most = check_int(owner, "most", most, 1)
+    check_int(owner, "epoch", epoch, 1)
+    require(isinstance(part, Part), owner, "part", "a part, such as splits.train", part)
+    record = "a Preprocessing record, such as spec_of(model).preprocessing"
+    require(isinstance(preprocessing, Preprocessing), owner, "preprocessing", record, preprocessing)
+    made = isinstance(augmentation, Augmentation | None)
+    require(made, owner, "augmentation", "what transferkit.augmentation returns, or None", augmentation)
     if not len(part):
         raise DataError(f"There are no images to draw: the {part.name!r} part is empty.")
     source = ImageBatches(
@@ -110,7 +117,7 @@ def plot_training_images(
         batch_size=most,
         augmentation=augmentation,
         shuffle=True,
-        seed=seed,
+        seed=check_int(owner, "seed", seed),
     )
     batch = next(source.epoch(epoch))
     inputs, targets = batch.inputs[:most], batch.targets[:most]  # a single image left over had joined them
@@ -156,11 +163,11 @@ def plot_predictions(
         MissingExtraError: matplotlib is not installed.
     """
     owner = "plot_predictions"
+    drawn = _drawn(owner, images, most, labels=labels, scores=scores, **_given(truths))
     truths = [None] * len(images) if truths is None else truths
-    drawn = _drawn(owner, images, most, labels=labels, scores=scores, truths=truths)
     shown = captions(labels[:drawn], scores[:drawn], truths[:drawn])
     lines = max(caption.count("\n") + 1 for caption in shown)
-    grid = image_grid(drawn, columns, owner, _heading(title, drawn, len(images)), lines=lines)
+    grid = image_grid(drawn, columns, owner, _heading(owner, title, drawn, len(images)), lines=lines)
     for place, axes in enumerate(grid.cells):
         color, frame = _look(labels[place], truths[place])
         show_image(axes, thumbnail(images[place], owner), shown[place], color=color, frame=frame)
@@ -184,6 +191,7 @@ def plot_mistakes(report: Report, part: Part, *, most: int = 16) -> Figure:
     """
     owner = "plot_mistakes"
     most = check_int(owner, "most", most, 1)
+    require(isinstance(part, Part), owner, "part", "the part that was evaluated", part)
     targets, predictions, probabilities = samples_of(report, owner, part)
     wrong = np.flatnonzero(predictions != targets)
     if not len(wrong):
@@ -233,11 +241,11 @@ def plot_grad_cam(
         MissingExtraError: matplotlib is not installed.
     """
     owner = "plot_grad_cam"
+    drawn = _drawn(owner, images, most, maps=maps, labels=labels, scores=scores, **_given(truths))
     truths = [None] * len(images) if truths is None else truths
-    drawn = _drawn(owner, images, most, maps=maps, labels=labels, scores=scores, truths=truths)
     shown = captions(labels[:drawn], scores[:drawn], truths[:drawn])
     lines = max(caption.count("\n") + 1 for caption in shown)
-    grid = image_grid(drawn, None, owner, _heading(title, drawn, len(images)), lines=lines, width=2)
+    grid = image_grid(drawn, None, owner, _heading(owner, title, drawn, len(images)), lines=lines, width=2)
     colors = import_extra("matplotlib", "plot", owner).colormaps["viridis"]
     for place, axes in enumerate(grid.cells):
         pixels = thumbnail(images[place], owner)
@@ -256,15 +264,37 @@ def plot_grad_cam(
 
 def _drawn(owner: str, images: Sequence[Any] | Tensor, most: int, **values: Sequence[Any] | Tensor) -> int:
     """Check that there is a value for each image, and return how many are drawn."""
+    several = isinstance(images, Sequence | np.ndarray | Tensor) and not isinstance(images, str | bytes)
+    require(several, owner, "images", "a sequence of images", images)
     count = len(images)
     if not count:
         raise DataError(f"There is nothing to draw for {owner}: no images were given.")
     for name, given in values.items():
+        fits, wanted = _WANTED[name]
+        several = isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str | bytes)
+        require(several and all(map(fits, given)), owner, name, wanted, given)
         require(len(given) == count, owner, name, f"of length {count}, as the images are", len(given))
     return min(count, check_int(owner, "most", most, 1))
 
 
-def _heading(title: str, drawn: int, count: int) -> str:
+# What each value that goes with an image must be.
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (lambda each: isinstance(each, str), "a str for each image"),
+    "truths": (lambda each: isinstance(each, str | None), "a str or None for each image"),
+    "scores": (
+        lambda each: is_number(each.item() if isinstance(each, Tensor) else each),
+        "a number for each image",
+    ),
+    "maps": (lambda each: isinstance(each, Tensor) and each.ndim == 2, "a tensor [N, H, W]"),
+}
+
+
+def _given(truths: Sequence[str | None] | None) -> dict[str, Sequence[str | None]]:
+    return {} if truths is None else {"truths": truths}
+
+
+def _heading(owner: str, title: str, drawn: int, count: int) -> str:
+    require(isinstance(title, str), owner, "title", "a str", title)
     return title if drawn == count else f"{title} (the first {drawn} of {count})"
 
 

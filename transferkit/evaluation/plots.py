@@ -58,6 +58,7 @@ def most_confused(report: Report, most: int = _PAIRS) -> list[Confusion]:
     >>> most_confused(Report.from_logits(logits, [0, 1, 1], ["ant", "bee"]))
     [Confusion(truth=1, predicted=0, images=1, share=0.5)]
     """
+    check_report("most_confused", report)
     most = check_int("most_confused", "most", most, 1)
     matrix = report.confusion_matrix
     shares = _shares(matrix)
@@ -86,7 +87,9 @@ def plot_confusion_matrix(report: Report) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    matrix, owner = report.confusion_matrix, "plot_confusion_matrix"
+    owner = "plot_confusion_matrix"
+    check_report(owner, report)
+    matrix = report.confusion_matrix
     count = len(matrix)
     colors = import_extra("matplotlib.colors", "plot", owner)
     pairs = most_confused(report) if count > _MOST_NUMBERS else []
@@ -183,12 +186,20 @@ def plot_reliability(report: Report) -> Figure:
     return figure
 
 
+def check_report(owner: str, report: object) -> None:
+    """Raise ``ArgumentError`` unless a value is a report."""
+    from transferkit.evaluation.report import Report  # which draws by the functions here
+
+    require(isinstance(report, Report), owner, "report", "a Report, as evaluate returns it", report)
+
+
 def samples_of(report: Report, owner: str, part: Part | None = None) -> Samples:
     """Return target, prediction and probabilities of each image of a report.
 
     Raises:
         ArgumentError: The report lacks them, or is not of the part.
     """
+    check_report(owner, report)
     targets, predictions, probabilities = report.targets, report.predictions, report.probabilities
     whole = targets is not None and predictions is not None and probabilities is not None
     wanted = "a report with its samples, as evaluate returns it and to_json(samples=True) keeps it"

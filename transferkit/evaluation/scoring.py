@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transferkit.backbones.spec import find_spec, spec_of
 from transferkit.checks import check_int
 from transferkit.classification import logits_of
-from transferkit.datasets.base import Part, Splits
+from transferkit.datasets.base import PART_NAMES, Part, Splits
 from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
 from transferkit.features.extract import head_inputs
@@ -45,6 +46,18 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
     if not rows:
         raise DataError("There is nothing to evaluate: the data gave no batch.")
     return torch.cat([row[0] for row in rows]).cpu(), torch.cat([row[1] for row in rows]).cpu()
+
+
+def _holds_the_images_of(fingerprint: str, part: Part) -> bool:
+    """Whether a part is the one of a fingerprint, be it loaded with its data set or from its own folder."""
+    # In the whole data set, the names of images begin with the folder of the part.
+    folders = ("", *(f"{name}/" for name in PART_NAMES)) if "/" in part.ids[0] else ("",)
+    named = copy.copy(part)
+    for folder in folders:
+        named.ids = tuple(folder + name for name in part.ids)
+        if named.fingerprint() == fingerprint:
+            return True
+    return False
 
 
 @torch.no_grad()
@@ -173,7 +186,7 @@ def evaluate(
         classes = tuple(str(number) for number in range(outputs))
     selected = None
     if spec is not None and part is not None and spec.selected_on is not None:
-        selected = spec.selected_on == part.fingerprint()
+        selected = _holds_the_images_of(spec.selected_on, part)
     name = part.name if part is not None else "data"
     ids = part.ids if part is not None else None
     return Report.from_logits(

@@ -18,6 +18,7 @@ from transferkit.errors import (
     CheckpointError,
     WeightsMismatchError,
 )
+from transferkit.loading.known_weights import model_of
 from transferkit.loading.tensor_files import read_tensors
 from transferkit.loading.torch_files import read_torch_file
 from transferkit.loading.wording import first_line, printable
@@ -27,7 +28,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 8
+_SHOWN = 3
 _MOST_WRAPPERS = 8  # around one another; a file can put a dict into itself
 
 
@@ -41,6 +42,24 @@ def is_path(weights: str | os.PathLike[str]) -> bool:
         return True
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     return weights.lower().endswith(SUFFIXES) or any(separator in weights for separator in separators)
+
+
+def weights_file(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file of weights, without reading it.
+
+    Raises:
+        CheckpointError: There is no such file, or its name does not tell its format.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; pass the path of a .safetensors or .pth file.")
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}; pass the path of a .safetensors or .pth file.")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise CheckpointError(
+            f"{path} must have a name that ends in one of {', '.join(SUFFIXES)}, which tells its format."
+        )
+    return path
 
 
 def file_digest(path: Path) -> str:
@@ -67,15 +86,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointCorruptError: It is damaged, or not of the format that its name promises.
         UnsafeCheckpointError: It would have to run code; nothing of it was run.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; pass the path of a .safetensors or .pth file.")
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path}; pass the path of a .safetensors or .pth file.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise CheckpointError(
-            f"{path} must have a name that ends in one of {', '.join(SUFFIXES)}, which tells its format."
-        )
+    path = weights_file(path)
     read = read_tensors if path.suffix.lower() == ".safetensors" else read_torch_file
     try:
         content = read(path)
@@ -96,7 +107,8 @@ def load_weights(
         without: Path of a module that keeps its own values, whatever the state dict has for it.
 
     Raises:
-        WeightsMismatchError: Keys, shapes or kinds of number differ; the message lists them.
+        WeightsMismatchError: Keys, shapes or kinds of number differ; the message lists some of them, and
+            says which of torchvision's models the tensors are of, if that is another one.
     """
     chosen = _with_versions(state, module)
     for name in [name for name in chosen if _is_in(name, without)]:
@@ -134,7 +146,14 @@ def load_weights(
     }
     if any(found.values()):
         listed = "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names)
-        raise WeightsMismatchError(f"{source} does not fit this {type(module).__name__}; {listed}.")
+        hint = "" if kinds else _hint(state, own)
+        raise WeightsMismatchError(f"{source} does not fit this {type(module).__name__}; {listed}.{hint}")
+
+
+def _hint(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """Say which other model the tensors are of, where that can be told."""
+    found = model_of(state)
+    return "" if found in (None, model_of(own)) else f" The file looks like the weights of {found!r}."
 
 
 def _is_in(name: str, path: str | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +94,72 @@ def check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], path: P
     Raises:
         ResumeMismatchError: Something differs; the message has both values.
     """
-    before = recorded["settings"]
-    names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-    if names:
-        shown = "; ".join(
-            f"{name} was {_shown(before.get(name))} and is {_shown(settings.get(name))} now" for name in names
-        )
+    differences = _differences(recorded["settings"], settings)
+    if differences:
         raise ResumeMismatchError(
-            f"The run in {path} can only be resumed with the settings it began with: {shown}. "
-            "Give it those, or choose a new run directory."
+            f"The run in {path} can only be resumed with the settings it began with: "
+            f"{'; '.join(differences)}. Give it those, or choose a new run directory."
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what each setting that differs was and is, without what follows from another that does."""
+    found: list[str] = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if old == new or _follows(name, before, now):
+            continue
+        if name in ("training data", "validation data"):
+            found.append(_other_data(name.removesuffix(" data"), old, new))
+        elif name.startswith("classes of the "):
+            found.append(f"the {name} were {_shown(old)} and are {_shown(new)} now")
+        else:
+            found += [
+                f"{each} was {_shown(was)} and is {_shown(value)} now"
+                for each, was, value in _settings_in(name, old, new)
+            ]
+    return found
+
+
+def _follows(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether another setting that differs says it already."""
+    in_one = (name in before) != (name in now)
+    if " of phase " in name:
+        return in_one and before.get("phases") != now.get("phases")
+    # Other images have other sizes; where there are none, there are no classes either.
+    kind, _, data = name.partition(" of the ")
+    differs = before.get(data) != now.get(data)
+    return differs and (kind == "size" or (kind == "classes" and in_one))
+
+
+def _other_data(kind: str, old: object, new: object) -> str:
+    (was, _, first), (now, _, second) = (
+        f"{each or 'none'}".partition(" with fingerprint ") for each in (old, new)
+    )
+    if not (first and second):
+        return f"the {kind} data was {was} and is {now} now"
+    # A fingerprint is of names and labels, and of pixels that have no file.
+    counts = f"{was} then and {now} now" if was != now else f"{was}, with other names, labels or pixels"
+    return f"the {kind} images are others than when it began: {counts}"
+
+
+def _settings_in(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs in a setting, by names that a user knows."""
+    if name == "head" and isinstance(old, list) and isinstance(new, list):
+        old, new = (dict(zip(("place", "kind", "dropout"), each, strict=False)) for each in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if (key in old, old.get(key)) != (key in new, new.get(key)):
+                yield f"{key} of the {name}", old.get(key), new.get(key)
+    elif name.startswith("size of the "):
+        yield f"{name} in bytes", old, new
+    else:
+        yield "number of phases" if name == "phases" else name, old, new
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "not given"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
