@@ -25,6 +25,8 @@ source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = f"transferkit {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

@@ -18,13 +18,12 @@ import torch
 from material import add_model_options, at_hand, drawn_photos, load_model
 
 import transferkit as tk
-from transferkit.evaluation.image_figures import plot_mistakes, plot_predictions, plot_training_images
 
 
 def look_at_training_images(splits: tk.Splits, preprocessing: tk.Preprocessing, out: Path) -> None:
     """Save what the model is shown: labels that are shifted are seen here and nowhere else."""
     augmentation = tk.augmentation("standard", preprocessing)
-    figure = plot_training_images(splits.train, preprocessing, augmentation, seed=0)
+    figure = tk.plot_training_images(splits.train, preprocessing, augmentation, seed=0)
     figure.savefig(out / "training_images.png", dpi=120)
 
 
@@ -48,14 +47,14 @@ def look_at_predictions(report: tk.Report, part: tk.Part, out: Path) -> None:
     """Save a grid of predictions, some of each class, and the mistakes of which the model was surest."""
     chosen = np.linspace(0, report.n - 1, min(12, report.n)).astype(int)
     predicted = report.predictions[chosen]
-    plot_predictions(
+    tk.plot_predictions(
         [part[index][0] for index in chosen],
         [report.classes[label] for label in predicted],
         report.probabilities[chosen, predicted].tolist(),
         [report.classes[label] for label in report.targets[chosen]],
     ).savefig(out / "predictions.png", dpi=120)
     if report.accuracy < 1:
-        plot_mistakes(report, part, most=8).savefig(out / "mistakes.png", dpi=120)
+        tk.plot_mistakes(report, part, most=8).savefig(out / "mistakes.png", dpi=120)
 
 
 def main() -> None:

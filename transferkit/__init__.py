@@ -32,6 +32,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from transferkit.datasets.registry import register_dataset as register_dataset
     from transferkit.errors import TransferkitError as TransferkitError
     from transferkit.evaluation.grad_cam import grad_cam as grad_cam
+    from transferkit.evaluation.image_figures import plot_grad_cam as plot_grad_cam
+    from transferkit.evaluation.image_figures import plot_images as plot_images
+    from transferkit.evaluation.image_figures import plot_mistakes as plot_mistakes
+    from transferkit.evaluation.image_figures import plot_predictions as plot_predictions
+    from transferkit.evaluation.image_figures import plot_training_images as plot_training_images
+    from transferkit.evaluation.plots import most_confused as most_confused
+    from transferkit.evaluation.plots import plot_confusion_matrix as plot_confusion_matrix
+    from transferkit.evaluation.plots import plot_reliability as plot_reliability
     from transferkit.evaluation.report import Report as Report
     from transferkit.evaluation.scoring import evaluate as evaluate
     from transferkit.features.extract import Features as Features
@@ -100,8 +108,16 @@ _HOMES = {
     "load_backbone": "transferkit.backbones.load",
     "load_dataset": "transferkit.datasets.load",
     "load_model": "transferkit.saved_model",
+    "most_confused": "transferkit.evaluation.plots",
     "parameter_groups": "transferkit.param_groups",
     "per_sample": "transferkit.augmentations",
+    "plot_confusion_matrix": "transferkit.evaluation.plots",
+    "plot_grad_cam": "transferkit.evaluation.image_figures",
+    "plot_images": "transferkit.evaluation.image_figures",
+    "plot_mistakes": "transferkit.evaluation.image_figures",
+    "plot_predictions": "transferkit.evaluation.image_figures",
+    "plot_reliability": "transferkit.evaluation.plots",
+    "plot_training_images": "transferkit.evaluation.image_figures",
     "probe_backbones": "transferkit.features.probe",
     "register_augmentation": "transferkit.augmentations",
     "register_backbone": "transferkit.backbones.registry",

@@ -79,6 +79,12 @@ def part() -> tk.Part:
     return tk.Part(pixels(), [0, 1] * 4, ["ant", "bee"])
 
 
+def report() -> tk.Report:
+    # Every image is taken for an ant, so that half of them are mistakes.
+    return tk.Report.from_logits([[1.0, 0.0]] * 8, [0, 1] * 4, ["ant", "bee"])
+
+
+PREDICTED = {"labels": ["ant", "bee"], "scores": [0.9, 0.6], "truths": ["ant", None], "most": 2}
 HOW = {"device": "cpu", "precision": "fp32", "compile": False, "execution": None, "workers": 0}
 RUNS = {"compile": "True", "execution": "None", "workers": "None 0"}
 REGISTERED = {"name": "text"}
@@ -189,6 +195,7 @@ CALLS: dict[str, Call] = {
         {"val": "None 0", "label_from": "None", "subset": "None", "shots": "None", "seed": "0"},
     ),
     "load_model": Call(tk.load_model, lambda files: {"folder": files["saved"], "into": net()}, {}),
+    "most_confused": Call(tk.most_confused, lambda _: {"report": report(), "most": 2}, {}),
     "parameter_groups": Call(
         tk.parameter_groups,
         lambda _: {"model": net(), "lr": 0.1},
@@ -198,6 +205,29 @@ CALLS: dict[str, Call] = {
         tk.per_sample,
         lambda _: {"function": lambda image: image, "preprocessing": "cifar10"},
         {"name": "text", "stored": "None"},
+    ),
+    "plot_confusion_matrix": Call(tk.plot_confusion_matrix, lambda _: {"report": report()}, {}),
+    "plot_grad_cam": Call(
+        tk.plot_grad_cam,
+        lambda _: {"images": list(pixels(2)), "maps": torch.rand(2, 8, 8), **PREDICTED},
+        {"truths": "None", "title": "empty text"},
+    ),
+    "plot_images": Call(
+        tk.plot_images,
+        lambda _: {"images": list(pixels(2)), "labels": ["ant", "bee"], "most": 2},
+        {"title": "empty text", "columns": "None"},
+    ),
+    "plot_mistakes": Call(tk.plot_mistakes, lambda _: {"report": report(), "part": part(), "most": 2}, {}),
+    "plot_predictions": Call(
+        tk.plot_predictions,
+        lambda _: {"images": list(pixels(2)), **PREDICTED, "columns": 2},
+        {"truths": "None", "title": "empty text", "columns": "None"},
+    ),
+    "plot_reliability": Call(tk.plot_reliability, lambda _: {"report": report()}, {}),
+    "plot_training_images": Call(
+        tk.plot_training_images,
+        lambda _: {"part": part(), "preprocessing": tk.Preprocessing(size=8), "seed": 0, "most": 2},
+        {"augmentation": "None", "seed": "0"},
     ),
     "probe_backbones": Call(
         tk.probe_backbones,
