@@ -11,6 +11,8 @@ head for ``--epochs`` epochs and measures its accuracy on the test images at the
 - fastai, huggingface: skipped by name where they are not installed
 - transferkit-cold: with empty caches
 - transferkit-warm: another head on the same images, after a first run
+- transferkit-adapted: with empty caches, and batch norm's statistics measured on the images first, as the
+  plain loop's training mode does unasked
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from benchmarks.images import make_data_set, read_all
 
 # What a variant needs beside torch, torchvision and transferkit.
 SLOW = {"plain": (), "fastai": ("fastai",), "huggingface": ("transformers", "accelerate")}
-VARIANTS = (*SLOW, "transferkit-cold", "transferkit-warm")
+VARIANTS = (*SLOW, "transferkit-cold", "transferkit-warm", "transferkit-adapted")
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -98,6 +100,11 @@ class TransferkitRuns:
         other = self._options | {"head": "mlp", "lr": 1e-3}
         return common.run_variant("train_transferkit", other, env=self._caches(number))
 
+    def adapted(self, number: int) -> ChildRun:
+        """Run with empty caches and with statistics of batch norm that are measured first."""
+        caches = common.cache_variables(self._folder / f"adapted{number}")
+        return common.run_variant("train_transferkit", self._options | {"adapt": 1}, env=caches)
+
     def _caches(self, number: int) -> dict[str, str]:
         return common.cache_variables(self._folder / f"round{number}")
 
@@ -115,7 +122,7 @@ def runners(
             slow = shared | {"epochs": epochs, "lr": options.lr}
             found[name] = partial(_run_slow, name, slow)
         else:
-            found[name] = ours.cold if name == "transferkit-cold" else ours.warm
+            found[name] = getattr(ours, name.removeprefix("transferkit-"))
     return found
 
 

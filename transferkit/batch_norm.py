@@ -22,7 +22,7 @@ def adapt_batch_norm(
     model: nn.Module,
     data: Any,
     *,
-    images: int = 512,
+    images: int = 128,
     batch_size: int = 64,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -30,9 +30,9 @@ def adapt_batch_norm(
 ) -> nn.Module:
     """Measure the means and variances of a model's batch norm anew, on images of your own.
 
-    A frozen backbone keeps the statistics of the images that it was pretrained on. Where yours differ
-    much from those, above all in how large things appear because the image size is another than the
-    weights', its features fit worse than they could. Labels play no role, and weights stay as they are.
+    A frozen backbone keeps the statistics of the images that it was pretrained on. Where things appear much
+    larger in yours, because the image size is 1.5 times the weights' own or more, its features fit worse
+    than they could, and this mends it. Labels play no role, and weights stay as they are.
 
     Args:
         model: A model with a spec; its statistics change in place, frozen or not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,18 +172,8 @@ class Trainer:
             CheckpointWriteError: A checkpoint cannot be written.
             DeviceMemoryError: A batch does not fit in the memory of the device.
         """
-        if not isinstance(resume, bool):
-            is_path = isinstance(resume, str | os.PathLike)
-            require(is_path, "Trainer.fit", "resume", "True, False or a path", resume)
-            resume = check_path("Trainer.fit", "resume", resume)
+        resume = self._checked_resume(resume)
         directory = self._run_directory
-        recorded = None
-        if directory is None:
-            require(not resume, "Trainer.fit", "resume", "False where the Trainer has no run_dir", resume)
-        elif resume:
-            recorded = directory.recorded()
-        else:
-            directory.check_unused()
         record: dict[str, Any] = {}
         if isinstance(train, Splits):
             train, val, record = train.train, train.val if val is None else val, train.record
@@ -208,26 +199,16 @@ class Trainer:
             seed=self.seed,
         )
         checkpoint = None
-        if directory is not None:
+        if directory is not None and resume:
+            recorded = directory.recorded()
             if recorded is not None and recorded.get("finished"):
-                if not isinstance(resume, bool):
-                    raise RunDirectoryError(
-                        f"The run in {directory.path} is over; "
-                        "give resume=True, or choose a new run directory."
-                    )
-                check_same(recorded, settings, directory.path)
-                return self._as_it_ended(directory)
-            checkpoint = self._checkpoint(directory, resume) if resume else None
+                return self._as_it_ended(directory, recorded, resume, settings)
+            checkpoint = self._checkpoint(directory, recorded, resume, settings)
         if checkpoint is not None:
-            recorded = checkpoint.config
-            self.execution = data.execution = recorded_execution(recorded)
-        if directory is not None and recorded is not None:
-            check_same(recorded, settings, directory.path)
-            if checkpoint is None and directory.has_history():
-                warn_caller(f"Nothing was saved of the run in {directory.path}; it begins again.")
+            self.execution = data.execution = recorded_execution(checkpoint.config)
         self.execution.place(self.model)
         with self.execution.arithmetic():
-            run = self._run(data, settings, record, epochs, None if checkpoint is None else recorded)
+            run = self._run(data, settings, record, epochs, None if checkpoint is None else checkpoint.config)
             if directory is not None:
                 # Better met before the work than after it.
                 check_saveable(self.model)
@@ -255,21 +236,44 @@ class Trainer:
         self._unsaved = False
         return self.history
 
+    def _checked_resume(self, resume: bool | str | os.PathLike[str]) -> bool | Path:
+        """Check what is to be resumed against the run directory, before any work is done."""
+        directory = self._run_directory
+        if not isinstance(resume, bool):
+            is_path = isinstance(resume, str | os.PathLike)
+            require(is_path, "Trainer.fit", "resume", "True, False or a path", resume)
+            resume = check_path("Trainer.fit", "resume", resume)
+        if directory is None:
+            require(not resume, "Trainer.fit", "resume", "False where the Trainer has no run_dir", resume)
+        elif not resume:
+            directory.check_unused()
+        return resume
+
     def _checkpoint(
-        self, directory: RunDirectory, resume: bool | str | os.PathLike[str]
+        self,
+        directory: RunDirectory,
+        recorded: dict[str, Any] | None,
+        resume: bool | Path,
+        settings: dict[str, Any],
     ) -> Checkpoint | None:
-        """Return the checkpoint that is named, or the newest, if there is one."""
+        """Return the checkpoint that is named, or the newest if there is one, of these settings."""
         folder = CheckpointFolder(directory.checkpoints)
         folder.sweep()
         checkpoint = folder.newest() if isinstance(resume, bool) else read_checkpoint(resume)
         if checkpoint is not None:
             self._tell(f"going on from {checkpoint.path}")
-        elif self._unsaved:
+            check_same(checkpoint.config, settings, directory.path)
+            return checkpoint
+        if self._unsaved:
             raise RunDirectoryError(
                 f"Nothing was saved of the run in {directory.path}, and this model is no longer what it "
                 "began with; make the model and the Trainer anew."
             )
-        return checkpoint
+        if recorded is not None:
+            check_same(recorded, settings, directory.path)
+            if directory.has_history():
+                warn_caller(f"Nothing was saved of the run in {directory.path}; it begins again.")
+        return None
 
     def _tell(self, text: str) -> None:
         if any(isinstance(each, ProgressBar) for each in self.callbacks):
@@ -289,8 +293,19 @@ class Trainer:
                 every += skipped
         return every
 
-    def _as_it_ended(self, directory: RunDirectory) -> History:
+    def _as_it_ended(
+        self,
+        directory: RunDirectory,
+        recorded: dict[str, Any],
+        resume: bool | Path,
+        settings: dict[str, Any],
+    ) -> History:
         """Put the model where a finished run left it."""
+        if not isinstance(resume, bool):
+            raise RunDirectoryError(
+                f"The run in {directory.path} is over; give resume=True, or choose a new run directory."
+            )
+        check_same(recorded, settings, directory.path)
         self._tell(f"the run in {directory.path} is over")
         load_model(directory.path, into=self.model)
         self.execution.place(self.model)

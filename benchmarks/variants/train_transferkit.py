@@ -35,6 +35,8 @@ def main() -> None:
         preprocessing=tk.Preprocessing(size=options.image_size),
     )
     tk.replace_head(model, len(splits.classes), classes=splits.classes, head=options.head)
+    if options.adapt:
+        tk.adapt_batch_norm(model, splits.train, device=options.device, precision=options.precision)
     recipe: str | tk.Phase = "linear-probe" if options.train == "head" else "fine-tune"
     if options.solver is not None:
         recipe = tk.Phase(train="head", epochs=options.epochs, solver=options.solver)
