@@ -6,7 +6,8 @@
 2. The same with pad, crop and flip: eight stored views of each image, of which each epoch draws one.
 3. Everything unfrozen at a lower rate, which a step schedule lowers further.
 
-Each step goes on from the weights that the one before has left. At the end one call predicts an image.
+Each step goes on from the weights that the one before has left. Then one call predicts an image. The
+same call predicts it with a vision transformer of Hugging Face (``pip install 'transferkit[hf]'``).
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from material import add_model_options, at_hand, drawn_photos, load_model
 
 import transferkit as tk
+from transferkit.errors import DownloadError, MissingExtraError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+VIT = "facebook/deit-tiny-patch16-224"  # 23 MB, trained on ImageNet
 STEPS = {
     "linear probe": tk.Phase(train="head", epochs=10, optimizer="sgd", lr=0.02),
     "with pad, crop and flip": tk.Phase(
@@ -74,6 +81,32 @@ def main() -> None:
     print(f"\none image, of class {splits.classes[target]!r}")
     for prediction in tk.Predictor(model)(image, top_k=3):
         print(f"{prediction['score']:6.1%}  {prediction['label']}")
+
+    print(f"\nthe same image, by the ViT {VIT} of Hugging Face")
+    vit = hugging_face_vit()
+    for prediction in [] if vit is None else tk.Predictor(vit)(image, top_k=3):
+        print(f"{prediction['score']:6.1%}  {prediction['label']}")
+
+
+def hugging_face_vit() -> nn.Module | None:
+    """Return a ViT from the hub, or where that cannot be reached a tiny one with random weights."""
+    try:
+        return tk.load_backbone(f"hf/{VIT}")
+    except MissingExtraError as error:
+        print(error)
+        return None
+    except DownloadError:
+        print("The hub cannot be reached: this is a tiny ViT with random weights, whose labels mean nothing.")
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    names = {number: f"random class {number}" for number in range(10)}
+    config = ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, id2label=names
+    )
+    folder = Path(tempfile.mkdtemp(prefix="tiny-vit-"))
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    return tk.load_backbone(f"hf/{folder}")
 
 
 if __name__ == "__main__":

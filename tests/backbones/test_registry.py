@@ -40,6 +40,11 @@ def test_an_unknown_name_suggests_the_nearest():
         load_backbone("resnet81")
 
 
+def test_a_name_of_a_hub_without_its_library_is_told_how_it_is_written():
+    with pytest.raises(UnknownNameError, match=r"^There is no backbone 'google/vit-base'; names of .* 'hf/'"):
+        load_backbone("google/vit-base")
+
+
 def test_a_name_of_torchvision_cannot_be_taken(private_entries):
     with pytest.raises(ArgumentError, match="'resnet18' is already registered"):
         register_backbone("resnet18")(lambda: None)

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
-from transferkit.backbones.registry import BACKBONES, BackboneFactory, ReadsFiles
+from transferkit.backbones.registry import (
+    BACKBONES,
+    BackboneFactory,
+    ReadsFiles,
+    TakesPreprocessing,
+)
 from transferkit.backbones.spec import BackboneSpec, set_spec
 from transferkit.checks import check_int, require
 from transferkit.errors import ArgumentError
-from transferkit.heads import replace_head
+from transferkit.heads import check_num_classes, replace_head
 from transferkit.loading.weights import file_digest, is_path, load_weights, read_weights
 from transferkit.runtime import resolve_device
 
@@ -38,7 +43,8 @@ def load_backbone(
     """Load a backbone: a plain module, with what transferkit knows of it in its spec.
 
     Args:
-        name: One of ``list_backbones()``.
+        name: One of ``list_backbones()``; ``"timm/NAME"`` for a model of timm; ``"hf/NAME"`` for an
+            image classifier on the Hugging Face hub, or in a folder that ``save_pretrained`` wrote.
         weights: ``"default"``, another name of weights, or ``None`` for random ones; or the path
             of a ``.safetensors`` or ``.pth`` file, of which only tensors are read.
         num_classes: Number of outputs; ``None`` takes that of the weights, from a file too. With
@@ -54,12 +60,14 @@ def load_backbone(
             no auxiliary classifiers unless ``aux_logits=True``; then they return a record in
             training mode, whose losses ``train_step`` adds up. With weights, from a file too,
             their ``transform_input`` is ``True`` unless given, as torchvision's weights need it.
+            A Hugging Face model takes ``config``, a dict, in place of its files, with ``weights=None``.
 
     Returns:
         The model in training mode, as its builder leaves it; ``spec_of(model)`` is its spec.
 
     Raises:
         UnknownNameError: There is no such backbone, or preprocessing.
+        MissingExtraError: The library that a name begins with is not installed.
         ArgumentError: An argument makes no sense; sizes that would do are named.
         DownloadError: The weights could not be fetched.
         CheckpointError: A file is missing, damaged, unsafe, or does not fit (see its subclasses).
@@ -78,6 +86,8 @@ def load_backbone(
     if image_size is None and wanted is not None:
         image_size = wanted.size
     arguments = {"image_size": image_size, **builder_kwargs}
+    if isinstance(factory, TakesPreprocessing):
+        arguments["preprocessing"] = wanted
     if weights is not None and is_path(weights):
         model, spec = _from_file(name, factory, Path(weights), num_classes, arguments)
     else:
@@ -106,11 +116,11 @@ def _from_file(
     if isinstance(factory, ReadsFiles):
         arguments = {**factory.file_arguments, **arguments}
     model, spec = _build(name, factory, weights=None, num_classes=num_classes, **arguments)
+    if isinstance(factory, ReadsFiles):
+        state = factory.fit_state(state, model, image_size=arguments["image_size"])
     outputs = _outputs_in(state, model, spec.head)
     if outputs is not None and outputs != spec.num_classes:
         model, spec = _build(name, factory, weights=None, num_classes=outputs, **arguments)
-    if isinstance(factory, ReadsFiles):
-        state = factory.fit_state(state, model, image_size=arguments["image_size"])
     # A file without a head serves where the number of outputs is given: the head is new then.
     headless = num_classes is not None and not any(key.startswith(f"{spec.head}.") for key in state)
     load_weights(model, state, source=path, without=spec.head if headless else None)
@@ -148,6 +158,7 @@ def _check_arguments(weights: object, num_classes: object, image_size: object) -
         "'default', the name of weights, the path of a file, or None for random ones",
         weights,
     )
-    for parameter, value in (("num_classes", num_classes), ("image_size", image_size)):
-        if value is not None:
-            check_int("load_backbone", parameter, value, 1)
+    if num_classes is not None:
+        check_num_classes("load_backbone", num_classes)
+    if image_size is not None:
+        check_int("load_backbone", "image_size", image_size, 1)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from transferkit.backbones.library_records import check_library_record
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.spec import BackboneSpec, Stage
 from transferkit.errors import ArgumentError
@@ -33,7 +34,8 @@ def spec_from_dict(fields: Any) -> BackboneSpec:
     Fields that a later version has added are left out.
 
     Raises:
-        ValueError: A field is missing or is not what ``spec_to_dict`` makes; the message names it.
+        ValueError: A field is missing or is not what ``spec_to_dict`` makes; the message names it. Or
+            the model is another library's, and would have to be fetched or run code.
     """
     if not isinstance(fields, dict):
         raise ValueError("its spec is not a record")
@@ -45,6 +47,7 @@ def spec_from_dict(fields: Any) -> BackboneSpec:
     for name, value in values.items():
         if not _FIELDS[name](value):
             raise ValueError(f"{name!r} in its spec is not what save_model writes")
+    check_library_record(values["name"], values.get("builder_kwargs", {}))
     values["preprocessing"] = _preprocessing(values["preprocessing"])
     values["stages"] = tuple(Stage(name, tuple(members)) for name, members in values.get("stages", []))
     classes = values.get("classes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,22 +13,35 @@ from transferkit.backbones.other_tasks import other_task
 from transferkit.backbones.spec import BackboneSpec
 from transferkit.checks import require
 from transferkit.errors import UnknownNameError
-from transferkit.registry import Registry
+from transferkit.registry import Registry, shown
 
 BackboneFactory = Callable[..., tuple[nn.Module, BackboneSpec]]
 """``factory(*, weights, num_classes, image_size, **builder_kwargs) -> (module, spec)``."""
 
 
+# Other libraries' models: their names are too many to be listed with the others, or are not known here.
+_LIBRARIES = {"timm/": "transferkit.backbones.timm", "hf/": "transferkit.backbones.huggingface"}
+
+
 class _Backbones(Registry[BackboneFactory]):
-    """Says what a model of torchvision's is for where it is no classifier of images."""
+    """Finds other libraries' models too, and says what a model of torchvision's is for if not to classify."""
 
     def __getitem__(self, name: str) -> BackboneFactory:
+        for prefix, module in _LIBRARIES.items():
+            if isinstance(name, str) and name.startswith(prefix):
+                found: BackboneFactory = importlib.import_module(module).factory(name)
+                return found
         try:
             return super().__getitem__(name)
         except UnknownNameError:
             task = other_task(name)
             if task is None:
-                raise
+                if not isinstance(name, str) or "/" not in name.strip("/"):
+                    raise
+                raise UnknownNameError(
+                    f"There is no backbone {shown(name)}; names of Hugging Face models and of their folders "
+                    "begin with 'hf/', those of timm with 'timm/'."
+                ) from None
             plain = name.removeprefix("quantized_")
             hint = f", such as {plain!r}" if plain in self else ""
             raise UnknownNameError(
@@ -53,6 +67,16 @@ class ReadsFiles(Protocol):
         self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None
     ) -> dict[str, Tensor]:
         """Return the tensors of a file under the names, and at the sizes, that the module has."""
+
+
+@runtime_checkable
+class TakesPreprocessing(Protocol):
+    """What a factory may say besides, where it cannot always tell how images are prepared.
+
+    It then takes ``preprocessing``, the record that the user gave, or ``None``.
+    """
+
+    takes_preprocessing: bool
 
 
 def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]:
@@ -85,13 +109,20 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """Return the names of all backbones that match a glob pattern, sorted.
 
     Args:
-        pattern: Such as ``"resnet*"``.
+        pattern: Such as ``"resnet*"``. Models of timm are listed where it begins with ``"timm/"``;
+            those of Hugging Face (``"hf/…"``) are not listed anywhere but on their hub.
 
     Raises:
-        ArgumentError: It is no text.
+        ArgumentError: It is no text, or begins with ``"hf/"``.
+        MissingExtraError: It begins with ``"timm/"``, and timm is not installed.
 
     >>> list_backbones("resnet*")
     ['resnet101', 'resnet152', 'resnet18', 'resnet34', 'resnet50']
     """
-    require(isinstance(pattern, str), "list_backbones", "pattern", "a glob such as 'resnet*'", pattern)
+    listed = isinstance(pattern, str) and not pattern.startswith("hf/")
+    wanted = "a glob such as 'resnet*' or 'timm/resnet*' (models of Hugging Face are listed on their hub)"
+    require(listed, "list_backbones", "pattern", wanted, pattern)
+    if pattern.startswith("timm/"):
+        found: list[str] = importlib.import_module(_LIBRARIES["timm/"]).names(pattern)
+        return found
     return sorted(fnmatch.filter(BACKBONES, pattern))

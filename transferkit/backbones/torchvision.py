@@ -14,9 +14,9 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torchvision import models
 
+from transferkit.backbones.numbers_on_cpu import NumbersOnCpu
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.registry import register_backbone
 from transferkit.backbones.spec import BackboneSpec
@@ -26,23 +26,6 @@ from transferkit.checks import check_choice, check_int, require
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DownloadError, OutputError
 from transferkit.loading.weights import load_weights
 from transferkit.module_tree import find_module
-
-
-class _NumbersOnCpu(TorchFunctionMode):
-    """Keeps tensors that are made to compute with on the CPU, so that they can be read.
-
-    RegNet's builder reads the widths of its blocks from tensors, which have no values under
-    ``torch.device("meta")``. Modules say ``device=None`` for theirs, which follow that device.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call ``func``, on the CPU if it makes a tensor of given numbers and no device is named."""
-        named = dict(kwargs or {})
-        if func in (torch.arange, torch.tensor):
-            named.setdefault("device", "cpu")
-        return func(*args, **named)
 
 
 @dataclass(frozen=True)
@@ -78,7 +61,8 @@ class TorchvisionFactory:
         classes = None if entry is None else tuple(entry.meta["categories"])
         outputs = len(classes) if classes else 1000 if num_classes is None else num_classes
         try:
-            with _NumbersOnCpu() if family.widths_from_tensors else contextlib.nullcontext():
+            numbers = NumbersOnCpu(torch.arange, torch.tensor)
+            with numbers if family.widths_from_tensors else contextlib.nullcontext():
                 module = models.get_model(self.name, weights=None, num_classes=outputs, **arguments)
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"torchvision cannot build {self.name!r} as asked: {error}.") from error

@@ -96,6 +96,8 @@ def _of_value(value: Any) -> bytes:
         return found.encode()
     if isinstance(value, type | FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__};".encode() + _code_of(value)
+    if hasattr(value, "to_json_string"):  # the configuration that modules of transformers hold
+        return _of_value([type(value), value.to_json_string(use_diff=False)])
     raise _Unknown
 
 
