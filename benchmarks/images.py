@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +42,28 @@ def make_photos(folder: Path, count: int, size: tuple[int, int], *, hue: float =
 
 
 def make_data_set(
-    root: Path, *, train: int, test: int, classes: int = 10, size: tuple[int, int] = (32, 32)
+    root: Path,
+    *,
+    train: int,
+    test: int,
+    classes: int = 10,
+    size: tuple[int, int] = (32, 32),
+    processes: int = 1,
 ) -> Path:
     """Write ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, and return the folder."""
+    jobs = []
     for part, (name, count) in enumerate((("train", train), ("test", test))):
         for label in range(classes if count else 0):
             share = count // classes + (label < count % classes)
-            hue = label / max(1, classes - 1)
-            make_photos(root / name / f"class{label}", share, size, hue=hue, seed=1000 * part + label)
+            options: dict[str, Any] = {"hue": label / max(1, classes - 1), "seed": 1000 * part + label}
+            jobs.append(partial(make_photos, root / name / f"class{label}", share, size, **options))
+    if processes == 1:
+        for job in jobs:
+            job()
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            for made in [pool.submit(job) for job in jobs]:
+                made.result()
     return root
 
 

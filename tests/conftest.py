@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,17 +17,39 @@ from torch import nn
 import transferkit as tk
 from transferkit.backbones.spec import set_spec
 
+with warnings.catch_warnings():
+    # Importing it, torch up to 2.11 warns of something that it still uses itself.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import torch.fx.experimental.optimization
+
 # A shell that starts the tests in the background lets them ignore SIGINT, and their children too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+HAS_CUDA = torch.cuda.is_available()
+DEVICES = ["cpu", *(["cuda"] if HAS_CUDA else [])]
+if HAS_CUDA:
+    # Before a test hides the devices from the processes that it starts.
+    torch.cuda.init()
+    # One way to compute something is compared with another: by default cuDNN would shorten the factors
+    # of float32 products, and add up gradients in any order.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.deterministic = True
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that this machine has."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def automatic_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for tests on a CUDA device, ``"auto"`` is the CPU, for which alone bits are promised."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if HAS_CUDA and parameters.get("device") != "cuda":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +104,8 @@ def tiny_model() -> Callable[..., nn.Module]:
     """Makes a small model with a spec: 8 px images, head ``fc``; the same weights for the same seed."""
 
     def make(num_classes: int = 2, *, norm: bool = True, seed: int = 0) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             model = TinyNet(num_classes, norm=norm)
         return set_spec(model, tk.BackboneSpec("custom", "fc", tk.Preprocessing(size=8)))
 

@@ -51,6 +51,17 @@ def test_a_compiler_is_looked_for_by_its_name(monkeypatch):
     assert runtime.why_not_compile(torch.device("cpu")) == "there is no C++ compiler"
 
 
+def test_on_cuda_triton_needs_a_c_compiler(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert runtime.why_not_compile(cuda) == "triton is not installed"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert runtime.why_not_compile(cuda) == "there is no C compiler"
+    monkeypatch.setenv("CC", "sh -c")  # anything that is there
+    assert runtime.why_not_compile(cuda) is None
+
+
 def test_threads_are_those_of_the_record_and_given_back():
     before = torch.get_num_threads()
     execution = dataclasses.replace(resolve_execution(CONVOLUTIONAL, device="cpu"), threads=before + 1)
@@ -59,12 +70,25 @@ def test_threads_are_those_of_the_record_and_given_back():
     assert torch.get_num_threads() == before
 
 
-def test_fp32_on_cuda_shortens_no_factors_and_gives_the_switches_back():
+def test_fp32_on_cuda_shortens_no_factors_and_gives_the_switches_back(monkeypatch):
     switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    before = [switch.fp32_precision for switch in switches]
-    with Execution("cuda:0", "fp32", True).arithmetic():
-        assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
-    assert [switch.fp32_precision for switch in switches] == before
+
+    def state():
+        return [switch.fp32_precision for switch in switches]
+
+    before = state()
+    for switch in switches:
+        switch.fp32_precision = "tf32"
+    try:
+        with Execution("cuda:0", "fp32", True).arithmetic():
+            assert state() == ["ieee", "ieee"]
+        assert state() == ["tf32", "tf32"]
+        with Execution("cuda:0", "bf16", True).arithmetic():
+            assert state() == ["tf32", "tf32"]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+    assert state() == before
 
 
 @pytest.mark.parametrize(("field", "value", "wanted"), [

@@ -160,12 +160,12 @@ def _taps(start: Tensor, length: Tensor, size: int, most: int) -> tuple[Tensor, 
     weights = (1 - (places - center + 0.5).abs() / reach).clamp_min(0)
     weights = torch.where((places >= 0) & (places < length), weights, 0)
     weights = weights / weights.sum(dim=2, keepdim=True)
-    # The most bits with which the largest weight still fits into 15 bits, as the kernel has it.
-    scaled = torch.floor(
-        weights.amax(dim=(1, 2))[:, None] * 2.0 ** torch.arange(1, 23, device=start.device) + 0.5
-    )
+    # The most bits with which the largest weight still fits into 15 bits, as the kernel has it. Powers
+    # are shifted ones, because no device rounds those.
+    powers = 1 << torch.arange(1, 23, device=start.device)
+    scaled = torch.floor(weights.amax(dim=(1, 2))[:, None] * powers + 0.5)
     bits = (scaled < 2**15).sum(dim=1, dtype=torch.int32)
-    weights = torch.floor(weights * 2.0 ** bits[:, None, None] + 0.5).to(torch.int32)
+    weights = torch.floor(weights * (1 << bits)[:, None, None] + 0.5).to(torch.int32)
     places = torch.minimum(places.clamp_min(0), length - 1) + start
     return places.long(), weights, bits
 
@@ -201,7 +201,9 @@ def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
     boxes = boxes.to(images.device)
     inside = _within(images.shape[2], boxes[:, 0], boxes[:, 2])[:, None, :, None]
     inside = inside & _within(images.shape[3], boxes[:, 1], boxes[:, 3])[:, None, None, :]
-    return torch.where(inside, fill.to(images.device)[:, None, None], images)
+    # So few bytes are handed over at once, and the device need not be waited for.
+    color = fill.to(images.device, non_blocking=True)
+    return torch.where(inside, color[:, None, None], images)
 
 
 def _within(size: int, start: Tensor, length: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         # Some writers make files that only their owner can read, whatever the umask says.
         temporary.chmod(mode)
-        _sync(temporary)
+        sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
@@ -66,6 +66,12 @@ def is_leftover(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}\.tmp", path.name) is not None
 
 
+def sync_file(path: Path) -> None:
+    """Have on the disk what was written to a file, whoever wrote it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk, where the file system lets it be asked for.
 
@@ -82,11 +88,6 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

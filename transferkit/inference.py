@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -216,9 +217,13 @@ def _tensor_of(output: Any) -> Tensor:
 def _folded(module: nn.Module, notes: list[str]) -> nn.Module:
     """Return a copy with each batch norm folded into the convolution before it."""
     from torch.fx import GraphModule
-    from torch.fx.experimental.optimization import fuse
 
     from transferkit.tracing import ThreadTracer
+
+    with warnings.catch_warnings():
+        # Importing it, torch up to 2.11 warns of something that it still uses itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.fx.experimental.optimization import fuse
 
     try:
         plain = copy.deepcopy(module).eval()

@@ -107,19 +107,14 @@ class Execution:
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Use the record's threads, and on CUDA in ``"fp32"`` whole factors, for as long as it lasts."""
-        threads, switches = torch.get_num_threads(), _tf32_switches()
+        threads = torch.get_num_threads()
         if self.device == "cpu" and threads != self.threads:
             torch.set_num_threads(self.threads)
-        before = [switch.fp32_precision for switch in switches]
-        if self.precision == "fp32" and self.device != "cpu":
-            for switch in switches:
-                switch.fp32_precision = "ieee"
+        exact = self.precision == "fp32" and self.device != "cpu"
         try:
-            yield
+            with whole_factors() if exact else nullcontext():
+                yield
         finally:
-            for switch, value in zip(switches, before, strict=True):
-                if switch.fp32_precision != value:
-                    switch.fp32_precision = value
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
 
@@ -137,6 +132,21 @@ class Execution:
 def _check_compile(owner: str, value: object) -> None:
     valid = isinstance(value, bool) or (isinstance(value, str) and value == "auto")
     require(valid, owner, "compile", "True, False or 'auto'", value)
+
+
+@contextmanager
+def whole_factors() -> Iterator[None]:
+    """Keep CUDA from shortening the factors of float32 products to TF32, for as long as it lasts."""
+    switches = _tf32_switches()
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            if switch.fp32_precision != value:
+                switch.fp32_precision = value
 
 
 def _tf32_switches() -> list[Any]:
@@ -215,10 +225,16 @@ def why_not_compile(device: torch.device) -> str | None:
     if device.type == "cuda":
         import importlib.util
 
-        return None if importlib.util.find_spec("triton") else "triton is not installed"
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    found = any(shutil.which(compiler.split()[0]) for compiler in compilers)
-    return None if found else "there is no C++ compiler"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        # With it triton builds what starts its kernels.
+        return None if _has_compiler("CC", "gcc", "clang") else "there is no C compiler"
+    return None if _has_compiler("CXX", "g++", "clang++") else "there is no C++ compiler"
+
+
+def _has_compiler(variable: str, *names: str) -> bool:
+    compilers = [os.environ[variable]] if os.environ.get(variable) else names
+    return any(shutil.which(compiler.split()[0]) for compiler in compilers)
 
 
 def available_processors() -> int:

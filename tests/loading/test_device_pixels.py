@@ -31,10 +31,17 @@ def expected(part, indices):
     return torch.stack([RECORD.pixels(Image.fromarray(part.sources[index])) for index in indices])
 
 
+def arrived(batch):
+    """Wait until a batch is on its device."""
+    if batch.ready is not None:
+        batch.ready.synchronize()
+
+
 def check(part, batches):
     batches = list(batches)
     assert [batch.indices.tolist() for batch in batches] == [indices.tolist() for indices in BATCHES]
     for batch in batches:
+        arrived(batch)
         images = assembled(batch.groups, RECORD).cpu()
         assert images.dtype == torch.uint8
         assert int((images.int() - expected(part, batch.indices).int()).abs().max()) <= 1
@@ -50,6 +57,7 @@ def test_small_images_go_to_the_device_as_they_are(part, device):
     batch = next(staged(Pixels(part, RECORD), [np.array([1, 0, 3, 6])], device))
     shapes = {tuple(group.images.shape): group.positions.tolist() for group in batch.groups}
     assert shapes == {(2, 12, 10, 3): [0, 2], (1, 24, 24, 3): [1], (1, 12, 12, 3): [3]}
+    arrived(batch)
     images = assembled(batch.groups, RECORD).cpu()
     # Enlarged there, they are Pillow's to the bit.
     assert torch.equal(images[[0, 2, 3]], expected(part, [1, 3, 6]))

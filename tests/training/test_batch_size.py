@@ -137,6 +137,29 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         largest_that_passes(broken, 8)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 4),
+        ("GET was unable to find an engine to execute this computation", 4),
+    ],
+)
+def test_nvidias_libraries_say_in_words_of_their_own_that_memory_is_exhausted(text, expected):
+    def attempt(size, largest=4):
+        if size > largest:
+            raise RuntimeError(text)
+
+    assert largest_that_passes(attempt, 512) == expected
+
+
+def test_where_no_batch_has_a_kernel_memory_is_not_blamed():
+    def attempt(size):
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        largest_that_passes(attempt, 512)
+
+
 def test_a_model_whose_norm_refuses_a_single_image(memory, device):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(device)
     execution = Execution(str(device), "fp32", channels_last=False)

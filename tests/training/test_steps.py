@@ -176,10 +176,11 @@ def test_a_scaler_leaves_out_all_updates_from_a_failure_on(model, device):
     assert_unchanged(model, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a CUDA device can be waited for")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_step_does_not_wait_for_the_device(scaled):
+def test_a_step_does_not_wait_for_the_device(scaled, device):
+    if device.type != "cuda":
+        pytest.skip("only a CUDA device can be waited for")
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).cuda()
     optimizer = build_optimizer(tk.Phase(), [{"params": list(model.parameters()), "lr": 0.01}])
     batch, failed = batch_of("cuda"), torch.zeros((), device="cuda")

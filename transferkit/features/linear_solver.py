@@ -23,6 +23,7 @@ from transferkit.features.regularization import (
     stratified_folds,
 )
 from transferkit.features.scaling import SCALINGS, FeatureScaling, span_basis
+from transferkit.runtime import whole_factors
 
 # Inverse strengths that are tried, two in each decade.
 STRENGTHS = tuple(float(f"{value:.3g}") for value in np.logspace(-5, 1, 13))
@@ -61,6 +62,7 @@ class LinearFit:
 
 
 @torch.no_grad()
+@whole_factors()  # products of shortened ones leave second moments that have no Cholesky factor
 def fit_linear(
     x: Tensor,
     y: Tensor,

@@ -214,5 +214,5 @@ class TensorBatches(Ordered):
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from batch ``start`` on."""
         for indices in self._indices(number, start):
-            labels = self._labels[indices].to(self._device)
-            yield Batch(self._inputs[indices].to(self._device), labels, indices)
+            labels = to_device(self._labels[indices], self._device)
+            yield Batch(to_device(self._inputs[indices], self._device), labels, indices)

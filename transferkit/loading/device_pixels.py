@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,13 +74,19 @@ def batches_on_device(
 
 def staged(pixels: Pixels, chosen: Iterable[Indices], device: torch.device) -> Iterator[Staged]:
     """Decode batches and start copying them to a device, beside what the device computes."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+    stream = _copy_stream(device) if device.type == "cuda" else None
     for indices in chosen:
         groups = pixels.groups(indices)
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             groups = [group._replace(images=to_device(group.images, device)) for group in groups]
             ready = None if stream is None else stream.record_event()
         yield Staged(indices, groups, ready)
+
+
+# One for all epochs: what is freed on a stream is used again on that stream alone.
+@lru_cache(maxsize=64)
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 def picked(groups: Sequence[Group], chosen: Iterable[Indices]) -> Iterator[Staged]:
@@ -129,6 +136,6 @@ def assembled(groups: Sequence[Group], preprocessing: Preprocessing) -> Tensor:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device; to a CUDA device without waiting for the copy to end."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

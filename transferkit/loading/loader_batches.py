@@ -40,6 +40,8 @@ class LoaderBatches:
         self.replayed = True
         self.loader = loader
         self._device = torch.device(device)
+        # torch's own loader writes to no batch that it has given; another may, while it is being copied.
+        self._non_blocking = self._device.type == "cuda" and isinstance(loader, DataLoader)
         self._num_classes = num_classes
 
     def __len__(self) -> int:
@@ -73,7 +75,8 @@ class LoaderBatches:
                 indices = np.arange(seen, seen + len(labels))
                 seen += len(labels)
                 if place >= start:
-                    yield Batch(inputs.to(self._device), labels.to(self._device), indices)
+                    inputs = inputs.to(self._device, non_blocking=self._non_blocking)
+                    yield Batch(inputs, labels.to(self._device, non_blocking=self._non_blocking), indices)
 
 
 def _checked(batch: Any, seen: int, num_classes: int | None) -> tuple[Tensor, Tensor]:
@@ -102,6 +105,13 @@ def _checked(batch: Any, seen: int, num_classes: int | None) -> tuple[Tensor, Te
             f"images of shape {list(inputs.shape)}. Got {shown} instead."
         )
     labels = labels.to(torch.int64)
+    if labels.device.type == "cpu":  # an accelerator would have to be waited for
+        _check_range(labels, seen, num_classes)
+    return inputs, labels
+
+
+def _check_range(labels: Tensor, seen: int, num_classes: int | None) -> None:
+    """Refuse class indices that are none of the model's outputs."""
     wrong = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])
@@ -110,7 +120,6 @@ def _checked(batch: Any, seen: int, num_classes: int | None) -> tuple[Tensor, Te
             f"A DataLoader must yield class indices of at least 0{below}. "
             f"Got {int(labels[first])} for sample {seen + first} instead."
         )
-    return inputs, labels
 
 
 def _loaded(loader: Iterable[Any]) -> Generator[Any, None, None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _UNKNOWN = 2 * 1024**3
+_EXHAUSTED = ("can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 
 def available_memory() -> int:
@@ -24,6 +25,16 @@ def available_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return _UNKNOWN
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory is exhausted, on the machine or on a device.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    True
+    """
+    # The CPU's allocator and NVIDIA's libraries have no class of their own.
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _EXHAUSTED)
 
 
 def free_memory(device: torch.device) -> int:

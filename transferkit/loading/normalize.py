@@ -29,7 +29,7 @@ def normalized(
         channels_last: Whether the channels of the result lie last in memory.
 
     Returns:
-        What ``preprocessing.normalize`` gives, to the bit, rounded once to ``dtype``.
+        What ``preprocessing.normalize`` gives on a CPU, to the bit, rounded once to ``dtype``.
 
     >>> images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     >>> normalized(images, Preprocessing(size=4, mean=(0.5,) * 3, std=(0.25,) * 3))[0, 0, 0]
@@ -44,14 +44,21 @@ def normalized(
     mean, std = (
         _along_rows(values, width, images.device) for values in (preprocessing.mean, preprocessing.std)
     )
+    levels = 255 if images.device.type == "cpu" else _levels_on(images.device)
     whole = max(1, len(images))
     step = max(1, _BLOCK * whole // max(1, images.numel())) if images.device.type == "cpu" else whole
     for start in range(0, len(images), step):
         # Divided, as Preprocessing.normalize does it; one multiplication with one addition would
         # take a third less time, and differ in the last bit.
-        block = rows[start : start + step].float().div_(255).sub_(mean).div_(std)
+        block = rows[start : start + step].float().div_(levels).sub_(mean).div_(std)
         filled[start : start + step].copy_(block)
     return result
+
+
+@lru_cache(maxsize=64)
+def _levels_on(device: torch.device) -> Tensor:
+    # CUDA would not divide by a plain number, but multiply by its reciprocal, which is rounded.
+    return torch.tensor(255.0, device=device)
 
 
 def _rows(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from transferkit.loading.batches import Batch, Ordered
+from transferkit.loading.device_pixels import to_device
 from transferkit.loading.memory import free_memory
 from transferkit.loading.row_store import Rows
 from transferkit.seeding import uniforms
@@ -63,10 +64,11 @@ class RowBatches(Ordered):
             if self._views > 1:
                 drawn = uniforms(self._seed, number, samples, 1)[:, 0]
                 places = (drawn * self._views).astype(np.int64) * len(self._labels) + indices
-            chosen = torch.from_numpy(indices).to(self._device)
+            chosen = to_device(torch.from_numpy(indices), self._device)
             yield Batch(self._gather(places), self._labels.index_select(0, chosen), indices)
 
     def _gather(self, places: npt.NDArray[np.int64]) -> Tensor:
         if isinstance(self._rows, Rows):
-            return self._rows[places].to(self._device)
-        return self._rows.index_select(0, torch.from_numpy(places).to(self._rows.device)).to(self._device)
+            return to_device(self._rows[places], self._device)
+        chosen = to_device(torch.from_numpy(places), self._rows.device)
+        return to_device(self._rows.index_select(0, chosen), self._device)

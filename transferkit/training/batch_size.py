@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from transferkit.checks import check_int
 from transferkit.classification import loss_of
 from transferkit.errors import ArgumentError
-from transferkit.loading.memory import available_memory
+from transferkit.loading.memory import available_memory, is_out_of_memory
 from transferkit.modes import modes_kept
 from transferkit.runtime import Execution
 
@@ -29,6 +29,8 @@ _SMALL_BATCH = 8
 _AT_ONCE = 2
 # Adam keeps two numbers beside each parameter.
 _OPTIMIZER_STATES = 2
+# What cuDNN says where none of its kernels finds the memory that it needs.
+_NO_ENGINE = "unable to find an engine to execute"
 # Share of a CUDA device that is left to batches on their way, augmentation and gaps between tensors.
 _SPARE = 0.1
 
@@ -83,14 +85,16 @@ def largest_that_passes(attempt: Callable[[int], None], most: int) -> int:
     """Return the largest power of two, up to ``most``, that does not exhaust the memory; 0 if none.
 
     Args:
-        attempt: Given a size, raises ``torch.OutOfMemoryError`` if that is too large.
+        attempt: Given a size, raises ``torch.OutOfMemoryError`` or the like if that is too large.
         most: The largest size to try.
     """
 
-    def passes(size: int) -> bool:
+    def passes(size: int, *, smaller_ones_pass: bool = False) -> bool:
         try:
             attempt(size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) or (smaller_ones_pass and _NO_ENGINE in str(error))):
+                raise
             return False
         return True
 
@@ -98,7 +102,7 @@ def largest_that_passes(attempt: Callable[[int], None], most: int) -> int:
     size = min(2, most)
     if not passes(size):
         return 1 if size == 2 and passes(1) else 0
-    while 2 * size <= most and passes(2 * size):
+    while 2 * size <= most and passes(2 * size, smaller_ones_pass=True):
         size *= 2
     return size
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from transferkit.checks import warn_caller
 from transferkit.errors import CheckpointCorruptError, CheckpointError, CheckpointWriteError
-from transferkit.files import parse_json, sync_folder
+from transferkit.files import parse_json, sync_file, sync_folder
 from transferkit.loading.tensor_files import read_tensors, write_tensors
+from transferkit.loading.weights import file_digest
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -227,8 +227,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _entry_or_none(path: Path) -> dict[str, Any] | None:
@@ -239,13 +238,10 @@ def _entry_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(data)
+    sync_file(path)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(path, tensors)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(path)

@@ -43,7 +43,8 @@ def why_not_linear(model: nn.Module, batches: PhaseBatches) -> str | None:
         return "there are no stored features"
     some = batches.features[np.arange(min(8, len(batches.features)))].float().to(head.weight.device)
     batches.module.train()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    devices = [some.device] if some.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
         given = batches.module(some)
         expected = head(some) if some.ndim == 2 else None
     if expected is None or given.shape != expected.shape or not torch.equal(given, expected):

@@ -78,6 +78,8 @@ def build_optimizer(phase: Phase, groups: list[dict[str, Any]]) -> torch.optim.O
         optimizer = kind(groups, fused=fused)
     if fused:
         optimizer.register_step_pre_hook(_lay_out_state)
+        if parameters[0].is_cuda:
+            optimizer.register_step_pre_hook(_lay_out_gradients)
     return optimizer
 
 
@@ -105,3 +107,15 @@ def _lay_out_state(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for name, value in state.items():
             if value.ndim and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give gradients the strides of their parameters, which fused kernels of CUDA refuse to do without.
+
+    Autograd sees to that, except along sides of length 1, which many kernels of convolutions have.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)

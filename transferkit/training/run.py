@@ -16,6 +16,7 @@ from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Part
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DataError, DeviceMemoryError
 from transferkit.inference import small_execution
+from transferkit.loading.memory import is_out_of_memory
 from transferkit.param_groups import parameter_groups
 from transferkit.runtime import Execution
 from transferkit.training.activations import blocks_of
@@ -200,7 +201,7 @@ class Run:
                 keeper=self._keeper,
             )
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0].rstrip(".")
         else:
@@ -339,8 +340,3 @@ def _check_possible(phase: Phase, model: nn.Module, data: TrainingData) -> None:
             "The 'checkpoint_activations' parameter of Phase must be False for a model without blocks of "
             f"several layers, such as this {type(unwrapped(model)).__name__}. Got True instead."
         )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
