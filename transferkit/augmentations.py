@@ -288,16 +288,16 @@ def per_sample(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators, and give them back as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (the global state)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  # reason: the global state
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the user's function may draw from it)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # reason: the user's function may draw from it
     # Not torch.manual_seed: that would seed the accelerators' generators too.
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002 (the global state)
+        np.random.set_state(states[1])  # noqa: NPY002  # reason: the global state
         torch.set_rng_state(states[2])
 
 

@@ -59,7 +59,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module | None:
     """Return the module at a dotted path, or ``None`` if there is none."""
     module = unwrapped(model)
     for name in path.split(".") if path else ():
-        child = module._modules[name] if name in module._modules else None  # noqa: SIM401 (TorchScript has no get)
+        child = module._modules[name] if name in module._modules else None  # noqa: SIM401  # reason: TorchScript has no get
         if child is None:
             return None
         module = _uncompiled(child)

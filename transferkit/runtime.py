@@ -152,7 +152,7 @@ def whole_factors() -> Iterator[None]:
 def _tf32_switches() -> list[Any]:
     """Return what decides whether CUDA shortens the factors of float32 products to TF32."""
     # torch's own annotations lack the second.
-    return [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")]  # noqa: B009 (undeclared)
+    return [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")]  # noqa: B009  # reason: undeclared
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -188,7 +188,7 @@ def _parsed(device: object) -> torch.device | None:
     if isinstance(device, bool):  # torch would take it for a number
         return None
     try:
-        return torch.device(device)  # type: ignore[call-overload, no-any-return]  # what it cannot take, it says
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]  # reason: what it cannot take, it says
     except (RuntimeError, TypeError, ValueError, OverflowError):
         return None
 

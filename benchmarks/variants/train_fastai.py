@@ -21,7 +21,7 @@ from benchmarks import models
 from benchmarks.variants.arguments import held_out, middle_rate, read_options, tell
 
 
-class Stamps(Callback):  # type: ignore[misc]  # fastai has no types
+class Stamps(Callback):  # type: ignore[misc]  # reason: fastai has no types
     """Notes when steps and epochs end, and leaves out the validation after each epoch."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-class Stamps(TrainerCallback):  # type: ignore[misc]  # where transformers is not installed, it has no types
+class Stamps(TrainerCallback):  # type: ignore[misc]  # reason: where transformers is not installed, it has no types
     """Notes when steps and epochs end."""
 
     def __init__(self) -> None:

@@ -82,11 +82,11 @@ def _are_texts(value: object) -> bool:
 
 def _are_stages(value: object) -> bool:
     pairs = isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value)
-    return pairs and all(isinstance(name, str) and _are_texts(members) for name, members in value)  # type: ignore[attr-defined]  # a list, as pairs says
+    return pairs and all(isinstance(name, str) and _are_texts(members) for name, members in value)  # type: ignore[attr-defined]  # reason: a list, as pairs says
 
 
 def _are_classes(value: object) -> bool:
-    return value is None or (_are_texts(value) and len(set(value)) == len(value))  # type: ignore[arg-type, call-overload]  # a list of texts
+    return value is None or (_are_texts(value) and len(set(value)) == len(value))  # type: ignore[arg-type, call-overload]  # reason: a list of texts
 
 
 def _is_count_or_none(value: object) -> bool:
@@ -98,7 +98,7 @@ def _are_arguments(value: object) -> bool:
 
 
 def _is_probability(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1  # type: ignore[operator]  # a number
+    return type(value) in (int, float) and 0 <= value < 1  # type: ignore[operator]  # reason: a number
 
 
 _FIELDS: dict[str, Callable[[object], bool]] = {

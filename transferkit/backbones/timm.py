@@ -130,7 +130,7 @@ class TimmFactory:
         embeddings to another size.
         """
         own = module.state_dict()
-        head = f"{module.pretrained_cfg['classifier']}."  # type: ignore[index]  # a dict that timm has put there
+        head = f"{module.pretrained_cfg['classifier']}."  # type: ignore[index]  # reason: a dict that timm has put there
         others = {name: value for name, value in own.items() if not name.startswith(head)}
         if all(name in state and state[name].shape == value.shape for name, value in others.items()):
             return state

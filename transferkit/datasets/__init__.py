@@ -1,7 +1,7 @@
 """Data sets: folders, archives, tables, arrays and registered names, and how they are split."""
 
 import transferkit.datasets.builtin
-import transferkit.datasets.torchvision  # noqa: F401 (both register the data sets that come along)
+import transferkit.datasets.torchvision  # noqa: F401  # reason: both register the data sets that come along
 from transferkit.datasets.base import Part, Splits
 from transferkit.datasets.imbalance import class_counts, long_tailed
 from transferkit.datasets.load import load_dataset, restore_splits

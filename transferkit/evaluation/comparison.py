@@ -49,7 +49,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
     >>> str(paired_difference([0.72, 0.75, 0.71], [0.60, 0.66, 0.61]))
     '+0.103 (95% interval +0.065 to +0.141, 3 pairs)'
     """
-    from scipy.stats import t  # type: ignore[import-untyped]  # scipy has no types
+    from scipy.stats import t  # type: ignore[import-untyped]  # reason: scipy has no types
 
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     owner = "paired_difference"

@@ -138,7 +138,7 @@ class _LogitsOf(nn.Module):
         return output if isinstance(output, fx.Proxy) else getattr(output, "logits", output)
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # reason: torch's
     """Counts the random draws of its own thread; the random state is that of the whole process."""
 
     count = 0
@@ -169,7 +169,7 @@ class _Tracer(ThreadTracer):
         super().__init__()
         self._originals = originals
         self._model = next(iter(originals))
-        self.draws = _Draws()  # type: ignore[no-untyped-call]  # its base has no types
+        self.draws = _Draws()  # type: ignore[no-untyped-call]  # reason: its base has no types
         self._opened = opened
         self._opaque = opaque
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision  # noqa: F401 (defines the operator that decodes)
+import torchvision  # noqa: F401  # reason: defines the operator that decodes
 
 from transferkit.loading.decode import open_image, orientation_of
 

@@ -46,7 +46,7 @@ class LoaderBatches:
 
     def __len__(self) -> int:
         try:
-            return len(self.loader)  # type: ignore[arg-type]  # one without a length is told below
+            return len(self.loader)  # type: ignore[arg-type]  # reason: one without a length is told below
         except TypeError:
             raise DataError(
                 "A loader must have a length, from which schedules follow. "

@@ -22,7 +22,7 @@ from torch.nn import functional as nn_functional
 from transferkit.backbones.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array  # type: ignore[import-untyped]  # scipy has no types
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]  # reason: scipy has no types
 
 Pixels8 = npt.NDArray[np.uint8]
 

@@ -338,6 +338,6 @@ def _crc32(file: IO[bytes]) -> int:
     """Return the checksum of a file, read in a small buffer rather than through a map."""
     buffer = memoryview(bytearray(_CHUNK))
     checksum = 0
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]  # open(…, "rb") has it
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]  # reason: open(…, "rb") has it
         checksum = zlib.crc32(buffer[:count], checksum)
     return checksum

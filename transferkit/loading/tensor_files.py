@@ -61,7 +61,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # reason: it is no dict
             return {
                 name: torch.empty(each.get_shape(), dtype=_TYPES[each.get_dtype()], device="meta")
                 for name, each in found.items()

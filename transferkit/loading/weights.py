@@ -172,12 +172,12 @@ def _with_versions(state: dict[str, Tensor], module: nn.Module) -> dict[str, Ten
     which MNASNet insists on. Only batch norm without ``num_batches_tracked`` must be older.
     """
     own = module.state_dict()
-    versions = OrderedDict(own._metadata)  # type: ignore[attr-defined]  # torch sets it, undeclared
+    versions = OrderedDict(own._metadata)  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
     for name in own.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):
             del versions[name.rpartition(".")[0]]
     versioned = OrderedDict(state)
-    versioned._metadata = versions | getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # as above
+    versioned._metadata = versions | getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
     return versioned
 
 
@@ -208,7 +208,7 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     if sum(storages.values()) > path.stat().st_size:
         raise CheckpointCorruptError(f"{path} is damaged: its tensors are larger than the file.")
     if hasattr(content, "_metadata"):
-        state._metadata = _versions(content._metadata, path)  # type: ignore[attr-defined]  # torch sets it, undeclared
+        state._metadata = _versions(content._metadata, path)  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
     for prefix in _present(state, _PREFIXES):
         consume_prefix_in_state_dict_if_present(state, prefix)
     return state

@@ -51,7 +51,7 @@ class AveragedWeights:
         """Move the averages towards the present values, after an update of these."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types there
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # reason: torch has no types there
         move(list(self.state.values()), list(self._own.values()), self.updates)
 
     @contextmanager

@@ -116,7 +116,7 @@ def _go_through(
         if parameter.requires_grad:
             beside += [torch.empty_like(parameter) for _ in range(_OPTIMIZER_STATES)]
     try:
-        _loss(model, sample_shape, size, execution).backward()  # type: ignore[no-untyped-call]  # torch has no types there
+        _loss(model, sample_shape, size, execution).backward()  # type: ignore[no-untyped-call]  # reason: torch has no types there
     finally:
         model.zero_grad(set_to_none=True)
 

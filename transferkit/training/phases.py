@@ -208,7 +208,7 @@ class Phase:
 
 def _are_selectors(value: object) -> bool:
     several = isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping, nn.Module))
-    each_of: list[object] = list(value) if several else [value]  # type: ignore[call-overload]  # a collection
+    each_of: list[object] = list(value) if several else [value]  # type: ignore[call-overload]  # reason: a collection
     return bool(each_of) and all(
         (isinstance(each, str) and each != "") or (callable(each) and not isinstance(each, nn.Module))
         for each in each_of

@@ -84,7 +84,7 @@ def train_step(
     if scaler is not None:
         # Divided by 0 after a failure, so that the scaler leaves out the later updates too.
         total = scaler.scale(total if failed is None else total / (1 - failed))
-    total.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+    total.backward()  # type: ignore[no-untyped-call]  # reason: torch has no types there
     if update:
         try:
             _step(optimizer, clip_norm, scaler, failed)
@@ -125,7 +125,7 @@ def _step(
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     # By this name torch's scaler too tells a fused optimizer to leave an update out.
-    optimizer.found_inf = failed  # type: ignore[attr-defined]  # read by name, undeclared
+    optimizer.found_inf = failed  # type: ignore[attr-defined]  # reason: read by name, undeclared
     optimizer.step()
 
 
