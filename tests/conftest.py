@@ -9,6 +9,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# One thread for each process of the tests: small tensors gain nothing from more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

@@ -3,6 +3,8 @@
 ``{example-output} NAME ARGUMENTS…`` runs ``examples/NAME`` in an empty folder, without real data, and
 shows its output; ``{example-figure} NAME PATH`` shows a figure that it left there. Nothing is written
 beside the pages: the folders lie where Sphinx keeps its doctrees.
+
+With ``-D run_examples=0`` nothing is run, and the pages show the commands alone, without figures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,15 +37,25 @@ class ExampleOutput(ExampleDirective):
     required_arguments = 1
     optional_arguments = 1
     final_argument_whitespace = True
-    option_spec = {"lines": directives.nonnegative_int}  # noqa: RUF012 (docutils wants a plain dict)
+    option_spec = {"lines": directives.nonnegative_int}  # noqa: RUF012  # reason: docutils wants a plain dict
 
     def run(self) -> list[nodes.Node]:
         name, arguments = self.arguments[0], shlex.split(" ".join(self.arguments[1:]))
         self.env.note_dependency(str(EXAMPLES / name))
+        program = "bash" if name.endswith(".sh") else "python"
+        lines = [f"$ {shlex.join([program, f'examples/{name}', *arguments])}"]
+        if self.config.run_examples:
+            printed = self.printed(program, name, arguments)
+            most = self.options.get("lines", len(printed))
+            lines += [*printed[:most], *(["…"] if most < len(printed) else [])]
+        text = "\n".join(lines)
+        return [nodes.literal_block(text, text, language="none")]
+
+    def printed(self, program: str, name: str, arguments: list[str]) -> list[str]:
+        """Run an example in an empty folder and return the lines that it prints."""
         folder = self.folder(name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        program = "bash" if name.endswith(".sh") else "python"
         environment = {key: value for key, value in os.environ.items() if key != "TRANSFERKIT_TEST_DATA"}
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
         environment["TRANSFERKIT_CACHE"] = str(folder / "cache")
@@ -57,12 +68,8 @@ class ExampleOutput(ExampleDirective):
             check=False,
         )
         if done.returncode:
-            raise ExtensionError(f"examples/{name} ended with {done.returncode}:\n{done.stderr}")
-        command = " ".join(["$", program, f"examples/{name}", *arguments])
-        printed = done.stdout.strip("\n").splitlines()
-        most = self.options.get("lines", len(printed))
-        text = "\n".join([command, *printed[:most], *(["…"] if most < len(printed) else [])])
-        return [nodes.literal_block(text, text, language="none")]
+            raise self.error(f"examples/{name} ended with {done.returncode}:\n{done.stderr}")
+        return done.stdout.strip("\n").splitlines()
 
 
 class ExampleFigure(ExampleDirective):
@@ -72,6 +79,8 @@ class ExampleFigure(ExampleDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
+        if not self.config.run_examples:
+            return []
         path = self.folder(self.arguments[0]) / self.arguments[1]
         if not path.is_file():
             raise self.error(f"examples/{self.arguments[0]} has left no {self.arguments[1]}.")
@@ -82,6 +91,7 @@ class ExampleFigure(ExampleDirective):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_config_value("run_examples", True, "env", bool)
     app.add_directive("example-output", ExampleOutput)
     app.add_directive("example-figure", ExampleFigure)
     # Two pages never run the same example, but each run takes all processors.

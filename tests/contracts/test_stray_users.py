@@ -72,9 +72,10 @@ def run_alone(world: Path, *arguments: str, code: str = "") -> tuple[int, str, s
 
 # Each command has a process of its own, forked from one that has imported what takes seconds to import.
 FORKING = """
-import json, os, sys
+import gc, json, os, sys
 import sklearn.metrics, torchvision.models, transferkit.quickstart, transferkit.run_outputs
 from transferkit.cli import main
+gc.freeze()  # a process that ends would go through all that was imported, and copy it
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
     child = os.fork()

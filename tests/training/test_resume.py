@@ -33,6 +33,12 @@ CLOCKS = ("seconds", "images_per_second")
 EVERY_STEP = tk.Checkpoints(seconds=None, steps=1, keep=3)
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """Thousands of checkpoints are written; that each is brought to the disk is held by their own tests."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
 class Crash(Exception):
     """Stands for a process that ends."""
 
@@ -545,7 +551,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_those_befor
         f"The checkpoint {run / 'checkpoints' / '000006'} cannot be written: "
         "No space left on device (error 28)."
     )
-    monkeypatch.undo()
+    monkeypatch.setattr("os.fsync", lambda handle: None)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000003", "000004", "000005"]
     assert go(case, run, resume=True) == go(case, tmp_path / "whole")
 
