@@ -153,6 +153,19 @@ def test_a_part_of_the_data_sets_own_is_known_in_an_archive_and_alone(tmp_path, 
     assert evaluated(capsys, run, write_photos(photos, ["test/cat/9.png"], seed=1))["selected"] is False
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_test_part_with_the_file_names_of_the_validation_part_was_not_selected_on(moved, tmp_path, capsys):
+    names = [f"{name}/{index}.png" for name in ("cat", "dog") for index in range(3)]
+    for seed, part in enumerate(("train", "val", "test")):
+        photos = write_photos(tmp_path / "photos", [f"{part}/{name}" for name in names], seed=seed)
+    run = tmp_path / "run"
+    assert main(["train", str(photos), *TRAIN, "--out", str(run)]) == 0
+    if moved:
+        photos = shutil.move(photos, tmp_path / "elsewhere")
+    found = evaluated(capsys, run, photos)
+    assert (found["split"], found["selected"]) == ("test", False)
+
+
 @pytest.mark.filterwarnings("default")
 def test_other_images_were_not_selected_on(folder_run, tmp_path, capsys):
     run, _ = folder_run

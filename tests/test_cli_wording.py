@@ -104,3 +104,23 @@ def test_each_option_is_written_once():
     # These mean another thing in each command: a run directory or a file; one network or several.
     assert {name for name, count in names.items() if count > 1} == {"--out", "--backbone"}
     assert names["--device"] == names["--label-from"] == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "There is no folder \"/tmp/lr='3'/x\".",
+        "There is no file seed='1'/a.pth; pass the path of a .safetensors or .pth file.",
+        "No folder The 'lr' parameter of Trainer must be x.",
+        "/my give label_from/x.png cannot be read.",
+    ],
+)
+def test_what_a_message_quotes_stays_as_it_is(message):
+    options = argparse.Namespace(command="train", lr=0.1, seed=0, label_from=None)
+    assert in_options(message, options) == message
+
+
+def test_both_ways_out_are_given_as_options():
+    options = argparse.Namespace(command="train", weights="default")
+    hint = "pass weights=<path of a file>, or weights=None for random ones."
+    assert in_options(hint, options) == "pass --weights <path of a file>, or --weights none for random ones."

@@ -162,6 +162,17 @@ def test_the_images_of_the_selection_are_known_however_they_are_loaded(photos, t
     assert selected_on(model, [again], again.train, again.val.take([0, 1, 5])) == [False, False]
 
 
+def test_another_part_with_the_same_file_names_was_not_selected_on(photos, tiny_model):
+    # 0.png of ant is in each part, and is another image in each.
+    for index, path in enumerate(sorted((photos / "train").rglob("*.png"))):
+        place = photos / "test" / path.relative_to(photos / "train")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 100 + index).save(place)
+    splits = tk.load_dataset(photos)
+    alone = [tk.load_dataset(photos / part, val=0).train for part in ("train", "valid", "test")]
+    assert selected_on(tiny_model(), [splits], splits.test, *alone) == [False, False, True, False]
+
+
 def test_a_part_that_is_drawn_is_known_when_it_is_drawn_again(photos, tiny_model):
     def load(**options):
         return tk.load_dataset(photos / "train", val=0.34, **options)

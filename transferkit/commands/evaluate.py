@@ -171,9 +171,17 @@ def _was_kept(part: Part, config: Mapping[str, Any]) -> bool:
     kept = _recorded_ids(config, "val")
     if 2 * len(_places(part, kept, config["data"].get("source"))) >= len(part):
         return True
-    before, now = _shared_folders(kept), _shared_folders(part.ids)
-    names = {_below(name, now) for name in part.ids}
-    return 2 * len(names) >= len(kept) and names <= {_below(name, before) for name in kept}
+    # The last folder that all have is that of the part; what is above it may have another name now.
+    tails = {_below(name, max(0, _shared_folders(kept) - 1)) for name in kept}
+    found = (_ends_with_one(tails, part, index) for index in range(len(part)))
+    return 2 * len(part) >= len(kept) and all(found)
+
+
+def _ends_with_one(tails: set[str], part: Part, index: int) -> bool:
+    """Whether the place of an image, on the disk or in an archive, ends with one of some names."""
+    source = part.sources[index]
+    folders = (source.as_posix() if isinstance(source, Path) else part.ids[index]).split("/")
+    return any("/".join(folders[-depth:]) in tails for depth in {tail.count("/") + 1 for tail in tails})
 
 
 def _shared_folders(names: Iterable[str]) -> int:

@@ -118,6 +118,8 @@ def _check_early(options: Options, phases: tuple[Phase, ...]) -> None:
 
     check_int("Trainer", "seed", options.seed)
     with_lr(phases, options.lr)
+    if options.epochs is not None:
+        check_int("Trainer.fit", "epochs", options.epochs, 1)
     if options.batch_size != "auto":
         check_int("Trainer", "batch_size", options.batch_size, 1)
     if options.workers is not None:

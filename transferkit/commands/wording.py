@@ -12,7 +12,9 @@ _PLACED = ("command", "data", "run", "images", "pattern", "action")
 
 _PARAMETER = re.compile(r"The '(\w+)' parameter(?: of [\w.]+(?:\(('[^']*')\))?)? must ")
 _ABSENT = re.compile(r" must be (?:None|False)(?=[ ,])")
-_ASSIGNED = re.compile(r"\b(\w+)=r?(?=')")
+# In hints alone, because a path that a message quotes may look like anything.
+_ASSIGNED = re.compile(r"(?:(?<=[Gg]ive )|(?<=example )|(?<=pass ))(\w+)=r?(?=['<])")
+_NAMED = re.compile(r"(?<=[Gg]ive )label_from(?=[ ,.;])")
 
 
 def in_options(message: str, options: argparse.Namespace) -> str:
@@ -40,9 +42,10 @@ def in_options(message: str, options: argparse.Namespace) -> str:
         option = option_of(match[1])
         return match[0] if option is None else f"{option} "
 
-    text = _PARAMETER.sub(named, message, count=1)
+    start = _PARAMETER.match(message)
+    text = message if start is None else named(start) + message[start.end() :]
     if text != message:
         # What is None or False in Python is an option that is not given.
         text = _ABSENT.sub(" must be left out", text, count=1).replace(", or None. Got", ". Got", 1)
-    text = _ASSIGNED.sub(assigned, text)
-    return re.sub(r"(?<=[Gg]ive )label_from\b", option_of("label_from") or "label_from", text)
+    text = _ASSIGNED.sub(assigned, text).replace(" or weights=None", " or --weights none")
+    return _NAMED.sub(option_of("label_from") or "label_from", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transferkit.backbones.spec import find_spec, spec_of
 from transferkit.checks import check_int
 from transferkit.classification import logits_of
-from transferkit.datasets.base import PART_NAMES, Part, Splits
+from transferkit.datasets.base import Part, Splits
 from transferkit.errors import ClassMismatchError, DataError
 from transferkit.evaluation.report import Report
 from transferkit.features.extract import head_inputs
@@ -50,14 +51,13 @@ def collect_logits(model: nn.Module, source: BatchSource, execution: Execution) 
 
 def _holds_the_images_of(fingerprint: str, part: Part) -> bool:
     """Whether a part is the one of a fingerprint, be it loaded with its data set or from its own folder."""
-    # In the whole data set, the names of images begin with the folder of the part.
-    folders = ("", *(f"{name}/" for name in PART_NAMES)) if "/" in part.ids[0] else ("",)
+    name, source = part.ids[0], part.source(0)
+    # In the whole data set, the names of images begin with the folder of the part, which only its path tells.
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    folder = os.path.basename(path.removesuffix(name).rstrip(os.sep)) if path.endswith(name) else ""
     named = copy.copy(part)
-    for folder in folders:
-        named.ids = tuple(folder + name for name in part.ids)
-        if named.fingerprint() == fingerprint:
-            return True
-    return False
+    named.ids = tuple(f"{folder}/{each}" for each in part.ids)
+    return fingerprint in (part.fingerprint(), named.fingerprint())
 
 
 @torch.no_grad()
