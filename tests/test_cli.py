@@ -455,6 +455,39 @@ def test_predict_refuses_a_negative_number_of_workers(trained, capsys):
 
 
 @pytest.mark.filterwarnings("default")
+def test_options_that_nothing_uses_are_told(photos, tmp_path, capsys):
+    command = ["train", str(photos), *TRAIN, "--quiet", "--out", str(tmp_path / "run")]
+    unused = ["--mix", "mixup", "--layer-decay", "0.5", "--checkpoint-activations"]
+    assert main([*command, "--recipe", "linear-probe", *unused]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "transferkit: warning: --mix and --layer-decay and --checkpoint-activations are not used: "
+        "no phase of the recipe 'linear-probe' trains the backbone."
+    )
+
+
+def test_random_weights_that_stay_random_are_told(photos, tmp_path, capsys):
+    command = ["train", str(photos), *TRAIN, "--out", str(tmp_path / "run"), "--weights", "none"]
+    assert main([*command, "--recipe", "linear-probe"]) == 0
+    assert "the weights are random, and no phase trains the backbone\n" in capsys.readouterr().err
+
+
+def test_a_run_that_is_resumed_before_it_began_says_so(photos, tmp_path, capsys):
+    out = tmp_path / "typo"
+    assert main(["train", str(photos), *TRAIN, "--out", str(out), "--resume"]) == 0
+    assert f"there is no run in {out} yet; it begins\n" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_over_is_not_taken_for_none(photos, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main(["predict", str(tmp_path / "run"), str(photos)]) == 4
+    assert capsys.readouterr().err == (
+        f"transferkit: The run in '{tmp_path / 'run'}' is not over, so that there is no model yet; "
+        "go on with it by the same command and --resume, or fit(resume=True).\n"
+    )
+
+
+@pytest.mark.filterwarnings("default")
 def test_an_augmentation_that_nothing_uses_is_told(photos, tmp_path, capsys):
     command = ["train", str(photos), *TRAIN, "--quiet", "--augmentation", "light"]
     assert main([*command, "--recipe", "linear-probe", "--out", str(tmp_path / "probe")]) == 0

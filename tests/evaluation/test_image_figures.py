@@ -196,3 +196,20 @@ def test_a_map_without_evidence_says_so() -> None:
     assert [text.get_text() for text in empty.texts] == ["no evidence"]
     assert not full.texts
     np.testing.assert_array_equal(pixels_of(empty)[:, -8:], 30)
+
+
+def test_a_map_is_not_stretched_over_a_whole_photo():
+    photo = Image.new("RGB", (60, 40))
+    with pytest.raises(ArgumentError) as error:
+        plot_grad_cam([photo], torch.ones(1, 32, 32), ["ant"], [0.9])
+    assert str(error.value).startswith(
+        "The 'images' parameter of plot_grad_cam must be what the model saw, as preprocessing.pixels(image) "
+    )
+    # A large one is drawn smaller, which rounds its sides.
+    plot_grad_cam([photo.resize((601, 401))], torch.ones(1, 401, 601), ["ant"], [0.9])
+
+
+def test_an_augmentation_may_be_named():
+    part = tk.Part(np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1] * 2, ["ant", "bee"])
+    figure = plot_training_images(part, tk.Preprocessing(size=8), "light")
+    assert "augmented (light)" in figure.get_suptitle()

@@ -205,3 +205,12 @@ def test_evaluation_tells_of_a_loader_that_fails(tiny_model):
     with pytest.raises(LoaderError, match="A worker of the DataLoader has died"):
         tk.evaluate(tiny_model(2), loader, device="cpu")
     assert not workers()
+
+
+def test_a_loader_over_a_part_is_told_to_be_left_out(tiny_part):
+    with pytest.raises(DataError) as error:
+        LoaderBatches(DataLoader(tiny_part(4), batch_size=2), device="cpu")
+    assert str(error.value) == (
+        "A DataLoader over a part would have to make batches of PIL images, which torch cannot; "
+        "give the part itself, whose images are decoded and prepared in batches."
+    )

@@ -52,6 +52,10 @@ def train(options: Options) -> None:
     phases = _phases(options)
     _check_early(options, phases)
     checkpoints = Checkpoints(seconds=options.checkpoint_seconds, steps=options.checkpoint_steps)
+    if options.resume and not out.exists():
+        tell(options, f"there is no run in {out} yet; it begins")
+    if options.weights == "none" and all(phase.head_only for phase in phases):
+        tell(options, "the weights are random, and no phase trains the backbone")
     splits = _load_data(options)
     tell(options, str(splits))
     weights = None if options.weights == "none" else options.weights
@@ -201,31 +205,31 @@ def _phases(options: Options) -> tuple[Phase, ...]:
         phases = tuple(
             phase if phase.head_only else dataclasses.replace(phase, mix=options.mix) for phase in phases
         )
-        if all(phase.head_only for phase in phases):
-            warnings.warn(
-                f"--mix is not used: no phase of the recipe {options.recipe!r} trains the backbone.",
-                UserWarning,
-                stacklevel=2,
-            )
     heads = {"solver": options.solver, "views": options.views}
     changes = {name: value for name, value in heads.items() if value is not None}
     phases = tuple(dataclasses.replace(phase, **changes) if phase.head_only else phase for phase in phases)
-    if changes and not any(phase.head_only for phase in phases):
-        warnings.warn(
-            f"{' and '.join(f'--{name}' for name in changes)} is not used: "
-            f"no phase of the recipe {options.recipe!r} trains the head alone.",
-            UserWarning,
-            stacklevel=2,
-        )
-    plain = all(phase.head_only and phase.views == 1 for phase in phases)
-    if options.augmentation not in (None, "none") and plain:
-        warnings.warn(
-            f"--augmentation {options.augmentation} is not used: "
-            f"no phase of the recipe {options.recipe!r} trains the backbone.",
-            UserWarning,
-            stacklevel=2,
-        )
+    _warn_of_unused(options, phases)
     return phases
+
+
+def _warn_of_unused(options: Options, phases: tuple[Phase, ...]) -> None:
+    """Say which options no phase makes use of."""
+    heads = [phase.head_only for phase in phases]
+    if all(heads):
+        missing = "trains the backbone"
+        names = [name for name in ("mix", "layer_decay", "checkpoint_activations") if getattr(options, name)]
+        if options.augmentation not in (None, "none") and all(phase.views == 1 for phase in phases):
+            names.append(f"augmentation {options.augmentation}")
+    else:
+        missing = "trains the head alone"
+        names = [name for name in ("solver", "views") if getattr(options, name) and not any(heads)]
+    if names:
+        listed = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+        warnings.warn(
+            f"{listed} {'is' if len(names) == 1 else 'are'} not used: no phase of the recipe {options.recipe!r} {missing}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _load_data(options: Options) -> Splits:

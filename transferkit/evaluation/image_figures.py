@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from transferkit.augmentations import Augmentation
+from transferkit.augmentations import augmentation as registered_augmentation
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.checks import check_int, import_extra, is_number, require
 from transferkit.datasets.base import Part
@@ -76,7 +77,7 @@ def plot_images(
 def plot_training_images(
     part: Part,
     preprocessing: Preprocessing,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | str | None = None,
     *,
     seed: int = 0,
     epoch: int = 1,
@@ -90,7 +91,7 @@ def plot_training_images(
     Args:
         part: The training part.
         preprocessing: The model's.
-        augmentation: How the images vary; ``None`` leaves them as they are.
+        augmentation: How the images vary, a registered name too; ``None`` leaves them as they are.
         seed: What order and augmentation follow from.
         epoch: Number of the epoch, from 1 over the run.
         most: How many images are drawn at most.
@@ -105,8 +106,11 @@ def plot_training_images(
     require(isinstance(part, Part), owner, "part", "a part, such as splits.train", part)
     record = "a Preprocessing record, such as spec_of(model).preprocessing"
     require(isinstance(preprocessing, Preprocessing), owner, "preprocessing", record, preprocessing)
+    if isinstance(augmentation, str):
+        augmentation = registered_augmentation(augmentation, preprocessing)
     made = isinstance(augmentation, Augmentation | None)
-    require(made, owner, "augmentation", "what transferkit.augmentation returns, or None", augmentation)
+    wanted = "a registered name, what transferkit.augmentation returns, or None"
+    require(made, owner, "augmentation", wanted, augmentation)
     if not len(part):
         raise DataError(f"There are no images to draw: the {part.name!r} part is empty.")
     source = ImageBatches(
@@ -227,7 +231,7 @@ def plot_grad_cam(
 
     Args:
         images: PIL images, uint8 arrays ``[H, W, 3]`` or uint8 tensors ``[3, H, W]``, as the model
-            sees them, so that they fit the maps.
+            sees them: ``spec_of(model).preprocessing.pixels(image)`` gives that.
         maps: What ``grad_cam`` returned, shape ``[N, H, W]``.
         labels: Predicted label of each image.
         scores: Its score, in [0, 1].
@@ -249,6 +253,13 @@ def plot_grad_cam(
     colors = import_extra("matplotlib", "plot", owner).colormaps["viridis"]
     for place, axes in enumerate(grid.cells):
         pixels = thumbnail(images[place], owner)
+        require(
+            _same_shape(pixels, maps[place]),
+            owner,
+            "images",
+            "what the model saw, as preprocessing.pixels(image) returns it",
+            f"an image of other proportions than its map of {list(maps[place].shape)}",
+        )
         empty = not bool(maps[place].any())
         right = _grey(pixels) if empty else _covered(pixels, maps[place], colors)
         color, _ = _look(labels[place], truths[place])
@@ -303,6 +314,13 @@ def _look(label: str, truth: str | None) -> tuple[str, str | None]:
     if truth is None:
         return "black", None
     return (BLUE, "-") if label == truth else (VERMILION, "--")
+
+
+def _same_shape(pixels: npt.NDArray[np.uint8], heat: Tensor) -> bool:
+    """Whether an image, which may have been made smaller, has the proportions of its map."""
+    height, width = pixels.shape[:2]
+    # Sides are rounded where an image is made smaller.
+    return abs(height * heat.shape[1] - width * heat.shape[0]) <= max(heat.shape)
 
 
 def _covered(pixels: npt.NDArray[np.uint8], heat: Tensor, colors: Any) -> npt.NDArray[np.uint8]:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
+from transferkit.datasets.base import Part
 from transferkit.errors import DataError, LoaderError
 from transferkit.loading.batches import Batch
 
@@ -31,11 +32,20 @@ class LoaderBatches:
         device: Where the batches go.
         num_classes: Number of the model's outputs, which class indices must be below; ``None`` if
             that is unknown.
+
+    Raises:
+        DataError: It would yield images that nobody has prepared.
     """
 
     def __init__(
         self, loader: Iterable[Any], *, device: str | torch.device, num_classes: int | None = None
     ) -> None:
+        whole = isinstance(loader, DataLoader) and loader.collate_fn is default_collate
+        if whole and isinstance(getattr(loader, "dataset", None), Part):
+            raise DataError(
+                "A DataLoader over a part would have to make batches of PIL images, which torch cannot; "
+                "give the part itself, whose images are decoded and prepared in batches."
+            )
         self.targets: npt.NDArray[np.int64] | None = None
         self.replayed = True
         self.loader = loader

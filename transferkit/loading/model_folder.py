@@ -108,8 +108,14 @@ def find_model(folder: Path) -> Path:
         for place in (folder, folder / "model"):
             if (place / RECORD).is_file() and any((place / name).is_file() for name in (WEIGHTS, _NEXT)):
                 return place
+        unfinished = (folder / "checkpoints").is_dir()
     except OSError as error:  # a name that is too long, or a folder that is closed to this user
         raise CheckpointError(f"{shown(str(folder))} cannot be read: {error.strerror or error}.") from error
+    if unfinished:
+        raise CheckpointError(
+            f"The run in {shown(str(folder))} is not over, so that there is no model yet; "
+            "go on with it by the same command and --resume, or fit(resume=True)."
+        )
     raise CheckpointError(f"There is no model in {shown(str(folder))}; {RECORD} and {WEIGHTS} are needed.")
 
 

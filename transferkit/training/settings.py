@@ -128,6 +128,8 @@ def _follows(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
         return in_one and before.get("phases") != now.get("phases")
     # Other images have other sizes; where there are none, there are no classes either.
     kind, _, data = name.partition(" of the ")
+    if name in ("training data", "validation data") and before.get("seed") != now.get("seed"):
+        return True  # images are drawn by it
     differs = before.get(data) != now.get(data)
     return differs and (kind == "size" or (kind == "classes" and in_one))
 
