@@ -225,8 +225,9 @@ def _warn_of_unused(options: Options, phases: tuple[Phase, ...]) -> None:
         names = [name for name in ("solver", "views") if getattr(options, name) and not any(heads)]
     if names:
         listed = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+        listed += " is" if len(names) == 1 else " are"
         warnings.warn(
-            f"{listed} {'is' if len(names) == 1 else 'are'} not used: no phase of the recipe {options.recipe!r} {missing}.",
+            f"{listed} not used: no phase of the recipe {options.recipe!r} {missing}.",
             UserWarning,
             stacklevel=3,
         )

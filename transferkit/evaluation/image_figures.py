@@ -320,7 +320,7 @@ def _same_shape(pixels: npt.NDArray[np.uint8], heat: Tensor) -> bool:
     """Whether an image, which may have been made smaller, has the proportions of its map."""
     height, width = pixels.shape[:2]
     # Sides are rounded where an image is made smaller.
-    return abs(height * heat.shape[1] - width * heat.shape[0]) <= max(heat.shape)
+    return bool(abs(height * heat.shape[1] - width * heat.shape[0]) <= max(heat.shape))
 
 
 def _covered(pixels: npt.NDArray[np.uint8], heat: Tensor, colors: Any) -> npt.NDArray[np.uint8]:
