@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from transferkit.backbones.parameter_limit import limit_parameters
 from transferkit.backbones.record import spec_from_dict
 from transferkit.backbones.record import spec_to_dict as spec_to_dict
 from transferkit.backbones.registry import BACKBONES
@@ -219,6 +217,8 @@ def load_model(folder: str | os.PathLike[str], *, into: nn.Module | None = None)
         state = _with_aliases(read_tensors(path), record, folder)
         if not os.path.samestat(identity, path.stat()):
             raise CheckpointError(f"{path} was replaced while it was read; load it again.")
+    except TransferkitError:  # some are an OSError too, and say more
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     # The model's own state dict carries the version of each module, which a plain dict lacks.
@@ -264,8 +264,7 @@ def _build_without_memory(spec: BackboneSpec, tensors: int, folder: Path) -> nn.
             f"{path} is of a backbone that is not registered here; import what registers it first. {error}"
         ) from error
     try:
-        # Twice, because a new head takes the place of another.
-        with torch.device("meta"), _at_most(2 * tensors + 1000):
+        with torch.device("meta"), limit_parameters(tensors):
             model = _build(spec)
     except Exception as error:  # arguments that make no sense can fail in any way
         if isinstance(error, TransferkitError) and not isinstance(error, ArgumentError):
@@ -278,24 +277,6 @@ def _build_without_memory(spec: BackboneSpec, tensors: int, folder: Path) -> nn.
         if find_module(model, module) is None:
             raise CheckpointCorruptError(f"{path} is damaged: a {spec.name!r} has no module {shown(module)}.")
     return model
-
-
-@contextlib.contextmanager
-def _at_most(parameters: int) -> Iterator[None]:
-    """Raise ``ValueError`` where this thread makes more parameters: a file can ask for layers without end."""
-    made, builder = 0, threading.get_ident()
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal made
-        made += threading.get_ident() == builder
-        if made > parameters:
-            raise ValueError("it would have more layers than there are weights")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _check_fits(held: Mapping[str, Tensor], model: nn.Module, folder: Path) -> None:

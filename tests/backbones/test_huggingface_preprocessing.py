@@ -32,6 +32,10 @@ PROCESSORS = {
             "crop_size": {"height": 32, "width": 32},
         },
     ),
+    "crop that goes without saying": (
+        "DeiTImageProcessorPil",
+        {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}},
+    ),
     "shorter side and crop": ("BitImageProcessorPil", CROPPED),
     "mobilenet": ("MobileNetV2ImageProcessorPil", CROPPED),
     "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_pct": 0.8}),
@@ -60,6 +64,8 @@ def test_a_record_does_what_the_processor_does(case, photo, tmp_path):
     processor = found(**HF_PROCESSOR | changes)
     processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    if case == "crop that goes without saying":
+        del saved["do_center_crop"]  # as in files that people have written
     expected = torch.from_numpy(np.asarray(processor(photo, return_tensors="np")["pixel_values"]))[0].float()
     prepared = preprocessing_from(saved)(photo)
     assert prepared.shape == expected.shape
@@ -120,6 +126,22 @@ def test_old_files_have_one_number_for_the_size(fields, expected):
         ({"size": {"shortest_edge": 32}}, "it neither crops nor squares images"),
         ({"do_center_crop": True, "crop_size": 40}, "it pads images of 32 px to 40 px"),
         ({"do_center_crop": True, "crop_size": {"height": 8, "width": 9}}, "its 'crop_size' is"),
+        ({"resample": [2]}, r"its 'resample' is \[2\]"),
+        ({"resample": {}}, "its 'resample' is {}"),
+        ({"resample": False}, "its 'resample' is False"),
+        ({"do_center_crop": True, "crop_size": [[1], [2]]}, "its 'crop_size' is"),
+        ({"do_center_crop": True, "crop_size": {"height": [1]}}, "its 'crop_size' is"),
+        ({"crop_size": 16}, "it has a 'crop_size' and does not say in 'do_center_crop' whether it crops"),
+        ({"size": 2**14 + 1}, "its 'size' is 16385"),
+        ({"size": [[[1]]]}, "its 'size' is"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": 32, "crop_pct": 1e-310},
+            "its 'crop_pct' is 1e-310",
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": 32, "crop_pct": 1e-3},
+            "it makes images of 32000 pixels",
+        ),
         ({"image_mean": [0.5]}, r"its 'image_mean' is \[0.5\]"),
         ({"image_std": None}, "its 'image_std' is None"),
         ({"rescale_factor": "1"}, "its 'rescale_factor' is '1'"),

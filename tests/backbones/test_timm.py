@@ -205,7 +205,9 @@ def test_an_unknown_tag_is_told():
         tk.load_backbone("timm/resnet10t", weights="c4_in1k")
 
 
-@pytest.mark.parametrize("argument", ["pretrained", "checkpoint_path", "pretrained_cfg", "in_chans"])
+@pytest.mark.parametrize(
+    "argument", ["pretrained", "checkpoint_path", "pretrained_cfg", "in_chans", "pruned"]
+)
 def test_arguments_that_are_transferkits_own_are_refused(argument):
     with pytest.raises(ArgumentError, match=f"The '{argument}' parameter of .* must be left out"):
         tk.load_backbone("timm/resnet10t", weights=None, **{argument: "x"})
@@ -214,6 +216,34 @@ def test_arguments_that_are_transferkits_own_are_refused(argument):
 def test_arguments_that_a_model_does_not_have_are_told():
     with pytest.raises(ArgumentError, match=r"^timm cannot build 'timm/resnet10t' as asked: .*'depth'"):
         tk.load_backbone("timm/resnet10t", weights=None, depth=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet10t", {"act_layer": "nope"}),
+        ("resnet10t", {"block": "x"}),
+        ("vit_tiny_patch16_224", {"patch_size": 0}),
+        ("vit_tiny_patch16_224", {"num_heads": 0, "depth": 1}),
+    ],
+)
+def test_arguments_that_make_no_sense_are_told(name, arguments):
+    with pytest.raises(ArgumentError, match=rf"^timm cannot build 'timm/{name}' as asked: .*\.$"):
+        tk.load_backbone(f"timm/{name}", weights=None, **arguments)
+
+
+def test_a_size_is_tried_without_memory_and_not_when_a_model_is_loaded(tmp_path, monkeypatch):
+    """An image of 100,000 px would take 120 GB."""
+    assert tk.load_backbone("timm/resnet10t", weights=None, image_size=100_000) is not None
+    model = tk.load_backbone("timm/resnet10t", weights=None, num_classes=2, image_size=96)
+    tk.save_model(model, tmp_path)
+
+    def refuse(*_):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(type(model), "forward", refuse)
+    again = tk.load_model(tmp_path)
+    assert tk.spec_of(again).preprocessing.size == 96
 
 
 def test_a_size_that_does_not_work_is_refused():

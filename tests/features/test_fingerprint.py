@@ -6,11 +6,15 @@ import copy
 import importlib.util
 import sys
 
+import pytest
 import torch
+from tiny_models import save_tiny_hf, tiny_hf
 from torch import fx, nn
 from torchvision import models
 
+import transferkit as tk
 from transferkit.features.fingerprint import module_fingerprint
+from transferkit.features.split import split_model
 
 
 def network():
@@ -112,3 +116,35 @@ def test_attributes_count_and_what_cannot_be_told_has_no_fingerprint():
     replaced = network()
     replaced[0].forward = lambda images: images
     assert module_fingerprint(replaced) is None
+
+
+def of_frozen(model):
+    """The fingerprint of what is before the head."""
+    tk.freeze(model)
+    return module_fingerprint(split_model(model).prefix)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "resnet"])
+def test_a_model_of_transformers_is_the_same_after_it_was_saved(kind, tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    save_tiny_hf(tmp_path / "source", kind)
+    model = tk.load_backbone(f"hf/{tmp_path / 'source'}", num_classes=4)
+    before = of_frozen(model)
+    again = tk.load_model(tk.save_model(model, tmp_path / "saved"))
+    assert before is not None
+    assert of_frozen(again) == before
+
+
+def test_labels_are_no_part_of_a_model_of_transformers_and_settings_are():
+    pytest.importorskip("transformers", reason="needs the extra 'hf'")
+
+    def print_of(labels=("ant", "bee"), kernel="sdpa", **fields):
+        torch.manual_seed(0)
+        body = tiny_hf("vit", labels, **fields).vit
+        body.config._attn_implementation = kernel
+        return module_fingerprint(body.requires_grad_(False))
+
+    prints = [print_of(), print_of(("a", "b", "c")), print_of(hidden_act="relu"), print_of(kernel="eager")]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert None not in prints

@@ -38,7 +38,7 @@ def hub_file(repository: str, file: str) -> Path | None:
         try:
             check_reachable(repository, file)
             return Path(hub.hf_hub_download(repository, file))
-        except errors.LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:  # a subclass of the next, which says that nobody has answered
             raise
         except errors.EntryNotFoundError:
             return None
@@ -57,7 +57,7 @@ def check_reachable(repository: str, *files: str) -> None:
         return
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, files[0]))
-    except errors.LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:  # as above
         raise
     except errors.EntryNotFoundError:
         pass  # the hub has answered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ from transferkit.backbones.huggingface_models import (
     set_size,
     transformers,
 )
-from transferkit.backbones.library_records import is_refused
+from transferkit.backbones.library_records import LARGEST, is_refused
+from transferkit.backbones.outputs import outputs_in
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.sizes import check_size_works
 from transferkit.backbones.spec import BackboneSpec, Stage
 from transferkit.backbones.stages import Each, default_stages, find_stages
-from transferkit.checks import check_choice, require
-from transferkit.errors import UnknownNameError
+from transferkit.checks import require
+from transferkit.errors import ArgumentError, UnknownNameError
 from transferkit.heads import find_head
 from transferkit.registry import shown
 
@@ -72,14 +73,10 @@ class HuggingFaceFactory:
     Attributes:
         name: The backbone's whole name.
         files: Where its files are.
-        takes_preprocessing: It cannot always tell how images are prepared.
-        file_arguments: None.
     """
 
     name: str
     files: ModelFiles
-    takes_preprocessing: bool = True
-    file_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -102,7 +99,8 @@ class HuggingFaceFactory:
         owner = f"load_backbone({self.name!r})"
         transformers(self.name)
         if weights is not None:
-            check_choice(owner, "weights", weights, ("default",))
+            wanted = "'default', the path of a file, or None for random ones"
+            require(weights == "default", owner, "weights", wanted, weights)
         if config is None:
             given = self.files.config()
         else:
@@ -113,39 +111,44 @@ class HuggingFaceFactory:
         architecture = architecture_of(given, self.name)
         record = self.files.preprocessing() if preprocessing is None else preprocessing
         record = record if image_size is None else record.with_size(image_size)
-        usual = set_size(architecture, record.size, self.name)
-        labels = _labels(given)
+        native_size = set_size(architecture, record.size, self.name)
+        labels = _labels(given, self.name)
+        classes, origin = None, None
         if weights is None:
-            outputs = num_classes or (len(labels) if config is None else 2)
-            module = HuggingFaceClassifier(random_model(architecture, outputs, self.name))
-            classes, origin = None, None
+            module = HuggingFaceClassifier(random_model(architecture, num_classes or len(labels), self.name))
         else:
-            state, origin = self.files.weights()
-            inner, has_head = model_with_weights(
-                architecture, state, num_classes or len(labels), origin, self.name
-            )
-            module = HuggingFaceClassifier(inner)
-            outputs = inner.config.num_labels
-            if not has_head and num_classes is None:
-                warn_of_new_head(self.name, outputs)
-            named = has_head and len(labels) == outputs and not _are_numbers(labels)
-            classes = distinct(labels) if named else None
-        if image_size is not None and config is None and not usual:
+            module, classes, origin = self._pretrained(architecture, labels, num_classes)
+        if image_size is not None and config is None and not native_size:
             check_size_works(module, record.size, self.name)
-        head = f"model.{find_head(module.model)}"
+        inner: Any = module.model
+        head = f"model.{find_head(inner)}"
         return module, BackboneSpec(
             name=self.name,
             head=head,
             preprocessing=record,
             stages=_stages(module, head),
             classes=classes,
-            num_classes=outputs,
+            num_classes=inner.config.num_labels,
             weights=origin,
             builder_kwargs={"config": architecture},
         )
 
+    def _pretrained(
+        self, architecture: Mapping[str, Any], labels: Sequence[str], num_classes: int | None
+    ) -> tuple[HuggingFaceClassifier, tuple[str, ...] | None, str]:
+        """Return the model with the weights beside it, the names of its classes, and what it is from."""
+        state, origin = self.files.weights()
+        inner, has_head = model_with_weights(
+            architecture, state, num_classes or len(labels), origin, self.name
+        )
+        outputs = inner.config.num_labels
+        if not has_head and num_classes is None:
+            warn_of_new_head(self.name, outputs)
+        named = has_head and len(labels) == outputs and not _are_placeholders(labels)
+        return HuggingFaceClassifier(inner), distinct(labels) if named else None, origin
+
     def fit_state(
-        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None
+        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None, source: str
     ) -> dict[str, Tensor]:
         """Return the tensors of one of transformers' files under the names that the module has.
 
@@ -160,22 +163,31 @@ class HuggingFaceFactory:
         architecture = {name: value for name, value in config.items() if not is_refused(name)}
         if all(key.startswith("model.") for key in state):  # from save_model
             state = {key.removeprefix("model."): value for key, value in state.items()}
-        rows = state.get(f"{find_head(inner)}.weight")
-        outputs = inner.config.num_labels if rows is None else len(rows)
-        loaded, missing = loaded_model(architecture, state, outputs, "The file", self.name)
+        outputs = outputs_in(state, inner, find_head(inner)) or inner.config.num_labels
+        loaded, missing = loaded_model(architecture, state, outputs, source, self.name)
         return {f"model.{key}": value for key, value in loaded.state_dict().items() if key not in missing}
 
 
-def _labels(config: Mapping[str, Any]) -> list[str]:
+def _labels(config: Mapping[str, Any], name: str) -> list[str]:
     """Return the names of the classes in a config, by number."""
     names = config.get("id2label")
-    if isinstance(names, Mapping) and names and all(str(key).isdecimal() for key in names):
+    if isinstance(names, Mapping) and names and all(map(_is_number, names)):
         return [str(names[key]) for key in sorted(names, key=int)]
     count = config.get("num_labels", 2)  # as transformers has it, which leaves out the names of two
-    return [f"LABEL_{number}" for number in range(count if type(count) is int and count > 0 else 2)]
+    if type(count) is not int or count < 1:
+        count = 2
+    if count > LARGEST:
+        raise ArgumentError(f"The config of {name!r} cannot be used: its 'num_labels' is {shown(count)}.")
+    return [f"LABEL_{number}" for number in range(count)]
 
 
-def _are_numbers(names: Sequence[str]) -> bool:
+def _is_number(key: object) -> bool:
+    """Whether a key in JSON is the number of a class; of thousands of digits none is."""
+    text = str(key)
+    return text.isdecimal() and len(text) < 10
+
+
+def _are_placeholders(names: Sequence[str]) -> bool:
     """Whether names only number the classes, as transformers does where it knows none."""
     return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 

@@ -17,7 +17,7 @@ from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.errors import ArgumentError, CheckpointCorruptError, CheckpointError
 from transferkit.files import parse_json
 from transferkit.loading.weights import file_digest, read_weights
-from transferkit.loading.wording import first_line
+from transferkit.loading.wording import first_line, printable
 from transferkit.registry import shown
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -86,11 +86,13 @@ class ModelFiles:
         raise CheckpointError(f"{self.name} holds no weights: no model.safetensors and no pytorch_model.bin.")
 
     def _find(self, file: str) -> Path | None:
-        folder = Path(self.name).expanduser()
-        if folder.is_dir():
-            return folder / file if (folder / file).is_file() else None
+        # By os.path: the methods of Path raise where a name is too long, or there is no such user.
+        folder = os.path.expanduser(self.name)
+        if os.path.isdir(folder):
+            path = os.path.join(folder, file)
+            return Path(path) if os.path.isfile(path) else None
         if not _REPOSITORY.fullmatch(self.name) or self.name.startswith((".", "~", os.sep)):
-            raise CheckpointError(f"There is no folder {folder}.")
+            raise CheckpointError(f"There is no folder {printable(folder)}.")
         return hub_file(self.name, file)
 
     def _json(self, file: str) -> dict[str, Any] | None:
@@ -113,10 +115,12 @@ class ModelFiles:
         """Return the files that an index names, each of them beside it."""
         names = (self._json(index.name) or {}).get("weight_map")
         files = sorted(set(map(str, names.values()))) if isinstance(names, Mapping) else []
+        if not files:
+            raise CheckpointCorruptError(f"{index} is damaged: it names no weights.")
         shards = []
         for file in files:
             # A name with a path in it could lead anywhere.
-            plain = file == Path(file).name and file.endswith(".safetensors")
+            plain = file == Path(file).name and file.endswith(".safetensors") and len(file) < 256
             path = self._find(file) if plain else None
             if path is None:
                 raise CheckpointCorruptError(f"{index} is damaged: it names the weights {shown(file)}.")
@@ -124,6 +128,6 @@ class ModelFiles:
         return shards
 
     def _origin(self, path: Path) -> str:
-        if Path(self.name).expanduser().is_dir():
+        if os.path.isdir(os.path.expanduser(self.name)):
             return f"{path.name} (sha256 {file_digest(path)[:16]})"
         return f"{self.name}@{path.parent.name[:12]}"  # the cache has a folder for each commit

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from transferkit.backbones.library_records import HF_TYPES, check_architecture, is_refused
 from transferkit.backbones.numbers_on_cpu import NumbersOnCpu
+from transferkit.backbones.outputs import outputs_in
+from transferkit.backbones.parameter_limit import limit_parameters
 from transferkit.checks import import_extra, require
 from transferkit.errors import ArgumentError, WeightsMismatchError
 from transferkit.heads import find_head
@@ -28,6 +30,13 @@ _log = logging.getLogger("transferkit")
 _WITH_POSITIONS = {"deit", "vit", "vit_msn"}
 _OF_ONE_SIZE = {"beit"}
 _POSITIONS = "embeddings.position_embeddings"
+# Buffers that need not be in a file, or are in that of an older version; most of them hold whole numbers.
+_COMPUTED = {
+    *("attn_mask", "num_batches_tracked", "position_ids", "relative_coords_table"),
+    *("relative_position_index",),
+}
+# A new head for many classes and position embeddings of large images have fewer numbers (0.5 GB of them).
+_MOST_NEW = 2**27
 
 
 def transformers(name: str) -> ModuleType:
@@ -63,12 +72,14 @@ def set_size(architecture: dict[str, Any], size: int, name: str) -> bool:
     kind = architecture["model_type"]
     own = architecture.get("image_size")
     if kind in _OF_ONE_SIZE and own is not None:
-        require(size == own, "load_backbone", "image_size", f"{own} for {name!r}", size)
+        require(size == own, "load_backbone", "image_size", f"{shown(own)} for {name!r}", size)
     if kind not in _WITH_POSITIONS:
         return size == own
     patch = architecture.get("patch_size", 16)
+    if type(patch) is not int or patch < 1:
+        raise ArgumentError(f"The config of {name!r} cannot be used: its 'patch_size' is {shown(patch)}.")
     require(
-        isinstance(patch, int) and size >= patch and size % patch == 0,
+        size >= patch and size % patch == 0,
         "load_backbone",
         "image_size",
         f"a multiple of {patch} for {name!r}",
@@ -122,16 +133,15 @@ def model_with_weights(
     Raises:
         WeightsMismatchError: The weights are of another architecture.
     """
-    with torch.device("meta"):
-        head = find_head(random_model(architecture, 2, name))
-    rows = state.get(f"{head}.weight")
-    outputs = outputs if rows is None else len(rows)
-    model, missing = loaded_model(architecture, state, outputs, origin, name)
+    empty = _model_without_numbers(architecture, 2, len(state), name)
+    head = find_head(empty)
+    pretrained_classes = outputs_in(state, empty, head)
+    model, missing = loaded_model(architecture, state, pretrained_classes or outputs, origin, name)
     lost = sorted(key for key in missing if not key.startswith(f"{head}."))
     if lost:
         listed = ", ".join(map(printable, lost[:8]))
         raise WeightsMismatchError(f"{origin} does not fit this {type(model).__name__}; missing: {listed}.")
-    return model, rows is not None
+    return model, f"{head}.weight" in state
 
 
 def loaded_model(
@@ -141,18 +151,23 @@ def loaded_model(
 
     Returns:
         The model in training mode, float32, and the names of its tensors for which there is none.
+
+    Raises:
+        WeightsMismatchError: Shapes or kinds of number differ, the tensors are of more layers than the model
+            has, or it would be far larger than they are.
     """
-    with torch.device("meta"):
-        empty = random_model(architecture, num_labels, name)
+    empty = _model_without_numbers(architecture, num_labels, len(state), name)
+    unfit = f"{origin} does not fit this {type(empty).__name__}"
+    _check_tensors(state, empty, unfit)
     # Copied, because transformers keeps what it is given, and what a file holds does not lie as torch has it.
     floats = {
         key: each.to(torch.float32 if each.is_floating_point() else each.dtype, copy=True)
         for key, each in state.items()
     }
     patch = architecture.get("patch_size")
-    if architecture["model_type"] in _WITH_POSITIONS and isinstance(patch, int):
-        _fit_positions(floats, empty, patch)
     try:
+        if architecture["model_type"] in _WITH_POSITIONS and isinstance(patch, int):
+            _fit_positions(floats, empty, patch)
         with _quiet(name):
             model, found = type(empty).from_pretrained(
                 None,
@@ -162,20 +177,61 @@ def loaded_model(
                 ignore_mismatched_sizes=True,  # they are told below
             )
     except Exception as error:  # what does not fit can fail in any way
-        raise WeightsMismatchError(
-            f"{origin} does not fit this {type(empty).__name__}: {first_line(error)}."
-        ) from error
+        raise WeightsMismatchError(f"{unfit}: {first_line(error)}.") from error
     wrong = sorted(found["mismatched_keys"])
     if wrong:
         key, held, own = wrong[0]
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise WeightsMismatchError(
-            f"{origin} does not fit this {type(empty).__name__}; of another shape: {printable(key)} "
-            f"({list(held)} in the file, {list(own)} in the model), and {len(wrong) - 1} more."
+            f"{unfit}; of another shape: {printable(key)} "
+            f"({list(held)} in the file, {list(own)} in the model){more}."
         )
     unused = sorted(found["unexpected_keys"])
+    lost = _within_layers(unused, empty)
+    if lost:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise WeightsMismatchError(f"{unfit}; unexpected: {printable(lost[0])}{more}.")
     if unused:
-        _log.info("%s holds %d tensors that are not used, such as %s.", origin, len(unused), unused[0])
+        _log.info(
+            "%s holds %d tensors that are not used, such as %s.", origin, len(unused), printable(unused[0])
+        )
     return model.train(), set(found["missing_keys"])
+
+
+def _model_without_numbers(architecture: Mapping[str, Any], num_labels: int, tensors: int, name: str) -> Any:
+    """Build a model on the device ``"meta"``, unless a file of so many tensors is of far fewer layers."""
+    with torch.device("meta"), limit_parameters(tensors):
+        return random_model(architecture, num_labels, name)
+
+
+def _check_tensors(state: Mapping[str, Tensor], model: nn.Module, unfit: str) -> None:
+    """Raise ``WeightsMismatchError`` for weights of another kind, or far fewer than a model has."""
+    own = sum(each.numel() for each in model.parameters())
+    held = sum(each.numel() for each in state.values())
+    if own - held > _MOST_NEW:
+        raise WeightsMismatchError(f"{unfit}: it has {held:,} numbers, and the model {own:,}.")
+    # By the last part of their names, because transformers changes the others.
+    whole = _COMPUTED | {
+        key.rpartition(".")[2] for key, each in model.state_dict().items() if not each.is_floating_point()
+    }
+    for key, each in state.items():
+        if not each.is_floating_point() and (each.is_complex() or key.rpartition(".")[2] not in whole):
+            # Such as quantized weights, which are nothing without their scales.
+            raise WeightsMismatchError(
+                f"{unfit}; of another kind: {printable(key)} ({each.dtype} in the file)."
+            )
+
+
+def _within_layers(names: Iterable[str], model: Any) -> list[str]:
+    """Return which names are in a model's lists of layers; others are of heads for other tasks."""
+    body = f"{model.base_model_prefix}."
+    lists = [path for path, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+    inside = tuple(f"{path.removeprefix(body)}." for path in lists)
+    return [
+        name
+        for name in names
+        if name.removeprefix(body).startswith(inside) and name.rpartition(".")[2] not in _COMPUTED
+    ]
 
 
 def _fit_positions(state: dict[str, Tensor], model: nn.Module, patch: int) -> None:
@@ -188,7 +244,7 @@ def _fit_positions(state: dict[str, Tensor], model: nn.Module, patch: int) -> No
         tokens = wanted[1] - side**2  # of the class, and of distillation
         before = math.isqrt(max(found.shape[1] - tokens, 0)) if found.ndim == 3 else 0
         # Anything else stays as it is, and is found not to fit.
-        if found.shape == wanted or before**2 + tokens != found.shape[1] or not before:
+        if found.shape == wanted or not before or found.shape != (wanted[0], before**2 + tokens, wanted[2]):
             continue
         grid = found[:, tokens:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
         # As transformers does it where it is asked to in each forward.

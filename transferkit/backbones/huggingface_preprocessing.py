@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.backbones.preprocessing import LARGEST_IMAGE, Preprocessing
 from transferkit.checks import is_number
 from transferkit.registry import shown
 
@@ -17,6 +17,8 @@ _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels"}
 # In old files the size is one number, which for these is that of the shorter side, and of both for others.
 _SHORTER_SIDE = {"Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "PoolFormer"}
+# These crop unless the file says that they do not.
+_CROPPING = {"Bit", "CLIP", "DeiT", "Levit", "MobileNetV1", "MobileNetV2", "PoolFormer"}
 
 
 def preprocessing_from(fields: Mapping[str, Any]) -> Preprocessing:
@@ -35,14 +37,14 @@ def preprocessing_from(fields: Mapping[str, Any]) -> Preprocessing:
     >>> record.resize, record.size, record.interpolation, record.crop
     (256, 224, 'bicubic', 'center')
     """
-    strange = sorted(name for name, on in fields.items() if name[:3] == "do_" and on and name not in _STEPS)
-    if strange:
-        raise ValueError(f"it has the step {strange[0]!r}")
+    others = sorted(name for name, on in fields.items() if name[:3] == "do_" and on and name not in _STEPS)
+    if others:
+        raise ValueError(f"it has the step {shown(others[0])}")
     for step in ("do_resize", "do_rescale"):
         if not fields.get(step, True):
             raise ValueError(f"its step {step!r} is left out")
     resample = fields.get("resample")
-    if resample not in _INTERPOLATIONS:
+    if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(f"its 'resample' is {shown(resample)}, which is none of {list(_INTERPOLATIONS)}")
     kind = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
@@ -63,12 +65,12 @@ def _geometry(fields: Mapping[str, Any], kind: str) -> tuple[int, int, str]:
     if len(set(found.values())) > 1:
         raise ValueError(f"its images are not square but {shown(given)}")
     side: int = next(iter(found.values()))
-    cut = _crop_side(fields.get("crop_size")) if fields.get("do_center_crop") else None
+    cut = _crop_side(fields.get("crop_size")) if _crops(fields, kind) else None
     if "height" in found:
         return _cut(side, cut or side, "squash")
     if kind == "ConvNext":
         # Of a size of 384 px and more these models see the whole image, out of proportion.
-        return (side, side, "squash") if side >= 384 else _cut(int(side / _ratio(fields)), side, "center")
+        return _cut(side, side, "squash") if side >= 384 else _cut(int(side / _ratio(fields)), side, "center")
     if kind == "Levit":
         side = int(256 / 224 * side)
     if kind == "PoolFormer":
@@ -78,7 +80,16 @@ def _geometry(fields: Mapping[str, Any], kind: str) -> tuple[int, int, str]:
     return _cut(side, cut, "center")
 
 
+def _crops(fields: Mapping[str, Any], kind: str) -> bool:
+    told = fields.get("do_center_crop")
+    if told is None and fields.get("crop_size") and kind not in _CROPPING:
+        raise ValueError("it has a 'crop_size' and does not say in 'do_center_crop' whether it crops")
+    return kind in _CROPPING if told is None else bool(told)
+
+
 def _cut(resize: int, size: int, crop: str) -> tuple[int, int, str]:
+    if resize > LARGEST_IMAGE:
+        raise ValueError(f"it makes images of {resize} pixels")
     if size > resize:
         raise ValueError(f"it pads images of {resize} px to {size} px")
     return size, resize, crop
@@ -86,21 +97,21 @@ def _cut(resize: int, size: int, crop: str) -> tuple[int, int, str]:
 
 def _ratio(fields: Mapping[str, Any]) -> float:
     ratio = fields.get("crop_pct") or 224 / 256
-    if not is_number(ratio) or not 0 < ratio <= 1:
+    if not is_number(ratio) or not 1 / LARGEST_IMAGE <= ratio <= 1:
         raise ValueError(f"its 'crop_pct' is {shown(ratio)}")
     return ratio
 
 
 def _crop_side(given: Any) -> int:
-    sides = set(given.values()) if isinstance(given, Mapping) else {given}
-    if len(sides) != 1 or not all(map(_is_side, sides)):
+    sides = list(given.values()) if isinstance(given, Mapping) else [given]
+    if not all(map(_is_side, sides)) or len(set(sides)) != 1:
         raise ValueError(f"its 'crop_size' is {shown(given)}")
-    side: int = sides.pop()
+    side: int = sides[0]
     return side
 
 
 def _is_side(value: object) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= LARGEST_IMAGE
 
 
 def _normalization(fields: Mapping[str, Any], kind: str) -> tuple[_Channels, _Channels]:

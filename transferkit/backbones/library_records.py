@@ -17,7 +17,7 @@ TIMM_NAME = re.compile(r"timm/\w+(\.[\w.+-]+)?", re.ASCII)
 
 TIMM_REFUSED = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
-    *("checkpoint_path", "cache_dir", "features_only", "num_classes", "in_chans"),
+    *("checkpoint_path", "cache_dir", "features_only", "num_classes", "in_chans", "pruned"),
 }
 """Arguments with which timm fetches, reads files, or builds something else than a classifier."""
 
@@ -36,8 +36,8 @@ HF_TYPES = (
 )
 """The ``model_type`` of the architectures of transformers that are offered."""
 
-# A larger number of layers, or of anything else, is not one of a model but of an attack on memory.
-_LARGEST = 2**20
+LARGEST = 2**20
+"""A larger number of layers, or of anything else, is not one of a model but of an attack on memory."""
 
 
 def check_library_record(name: str, arguments: Mapping[str, Any]) -> None:
@@ -99,5 +99,5 @@ def _check_plain(value: Any) -> None:
             _check_plain(each)
         # Depths are added up.
         _check_plain(sum(abs(each) for each in value if isinstance(each, (int, float))))
-    elif isinstance(value, (int, float)) and not -_LARGEST <= value <= _LARGEST:
+    elif isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
         raise ValueError(f"its builder arguments have the number {value}, which no architecture needs")

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from transferkit.backbones.outputs import outputs_in
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.preprocessing import preprocessing as resolve_preprocessing
-from transferkit.backbones.registry import (
-    BACKBONES,
-    BackboneFactory,
-    ReadsFiles,
-    TakesPreprocessing,
-)
+from transferkit.backbones.registry import BACKBONES, BackboneFactory, ReadsFiles
 from transferkit.backbones.spec import BackboneSpec, set_spec
 from transferkit.checks import check_int, require
 from transferkit.errors import ArgumentError
@@ -86,7 +82,7 @@ def load_backbone(
     if image_size is None and wanted is not None:
         image_size = wanted.size
     arguments = {"image_size": image_size, **builder_kwargs}
-    if isinstance(factory, TakesPreprocessing):
+    if "preprocessing" in inspect.signature(factory).parameters:
         arguments["preprocessing"] = wanted
     if weights is not None and is_path(weights):
         model, spec = _from_file(name, factory, Path(weights), num_classes, arguments)
@@ -113,12 +109,11 @@ def _from_file(
 ) -> tuple[nn.Module, BackboneSpec]:
     """Build a backbone with as many outputs as the file has, and load it."""
     state = read_weights(path)
-    if isinstance(factory, ReadsFiles):
-        arguments = {**factory.file_arguments, **arguments}
+    arguments = {**getattr(factory, "file_arguments", {}), **arguments}
     model, spec = _build(name, factory, weights=None, num_classes=num_classes, **arguments)
     if isinstance(factory, ReadsFiles):
-        state = factory.fit_state(state, model, image_size=arguments["image_size"])
-    outputs = _outputs_in(state, model, spec.head)
+        state = factory.fit_state(state, model, image_size=arguments["image_size"], source=str(path))
+    outputs = outputs_in(state, model, spec.head)
     if outputs is not None and outputs != spec.num_classes:
         model, spec = _build(name, factory, weights=None, num_classes=outputs, **arguments)
     # A file without a head serves where the number of outputs is given: the head is new then.
@@ -139,14 +134,6 @@ def _build(name: str, factory: BackboneFactory, **arguments: Any) -> tuple[nn.Mo
             f"The backbone {name!r} cannot be built with these arguments: {error}."
         ) from error
     return factory(**arguments)
-
-
-def _outputs_in(state: dict[str, Tensor], model: nn.Module, head: str) -> int | None:
-    """Return how many outputs the head in a state dict has, if it is such a layer as the model's."""
-    own, found = getattr(model.get_submodule(head), "weight", None), state.get(f"{head}.weight")
-    if own is None or found is None or found.ndim == 0 or found.shape[1:] != own.shape[1:]:
-        return None
-    return found.shape[0]
 
 
 def _check_arguments(weights: object, num_classes: object, image_size: object) -> None:

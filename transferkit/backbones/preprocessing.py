@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+LARGEST_IMAGE = 2**14
+"""Side in pixels: Pillow opens no wider images, so that a file which asks for them is not one of a model."""
+
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _CROPS = ("center", "squash")
 

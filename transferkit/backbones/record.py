@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from transferkit.backbones.library_records import check_library_record
-from transferkit.backbones.preprocessing import Preprocessing
+from transferkit.backbones.preprocessing import LARGEST_IMAGE, Preprocessing
 from transferkit.backbones.spec import BackboneSpec, Stage
 from transferkit.errors import ArgumentError
 
-# Wider images than Pillow opens; beyond, a record is not one of images.
-_LARGEST_IMAGE = 2**14
 # What load_backbone is given besides the arguments of a builder, which a record must not replace.
 _OWN_ARGUMENTS = {"name", "weights", "num_classes", "preprocessing", "device"}
 
@@ -63,7 +61,7 @@ def _preprocessing(fields: dict[str, Any]) -> Preprocessing:
         record = Preprocessing.from_dict(fields)
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"'preprocessing' in its spec makes no sense: {str(error).rstrip('.')}") from error
-    if record.resize_to > _LARGEST_IMAGE:
+    if record.resize_to > LARGEST_IMAGE:
         raise ValueError(f"'preprocessing' in its spec makes images of {record.resize_to} pixels")
     return record
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -57,26 +57,18 @@ BACKBONES = _Backbones(
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """What a factory may offer besides, where files of its weights need some care."""
+    """What a factory may offer besides, where files of its weights need some care.
 
-    @property
-    def file_arguments(self) -> Mapping[str, Any]:
-        """Builder arguments that apply where weights come from a file."""
-
-    def fit_state(
-        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None
-    ) -> dict[str, Tensor]:
-        """Return the tensors of a file under the names, and at the sizes, that the module has."""
-
-
-@runtime_checkable
-class TakesPreprocessing(Protocol):
-    """What a factory may say besides, where it cannot always tell how images are prepared.
-
-    It then takes ``preprocessing``, the record that the user gave, or ``None``.
+    Builder arguments that apply only where weights come from a file may be in its ``file_arguments``.
     """
 
-    takes_preprocessing: bool
+    def fit_state(
+        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None, source: str
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a file under the names, and at the sizes, that the module has.
+
+        ``source`` is the path of the file, for messages.
+        """
 
 
 def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]:
@@ -84,7 +76,8 @@ def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]
 
     The factory takes ``weights`` (``"default"``, a name of its own, or ``None`` for random
     ones), ``num_classes`` (which counts only for random weights), ``image_size`` and
-    arguments of its own, all by keyword. It returns the module and its ``BackboneSpec``.
+    arguments of its own, all by keyword. It returns the module and its ``BackboneSpec``. If it has a
+    parameter ``preprocessing``, it is given the record that the user gave, or ``None``.
     Files of weights, new heads and devices are left to ``load_backbone``.
 
     Args:

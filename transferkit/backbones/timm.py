@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,8 @@ from transferkit.errors import ArgumentError, TransferkitError, UnknownNameError
 from transferkit.loading.wording import first_line
 from transferkit.module_tree import find_module
 from transferkit.registry import nearest, shown
+
+_log = logging.getLogger("transferkit")
 
 # Where timm's weights lie on the hub.
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -63,13 +66,9 @@ class TimmFactory:
 
     Attributes:
         name: The backbone's whole name.
-        takes_preprocessing: What timm does to images cannot always be followed.
-        file_arguments: None.
     """
 
     name: str
-    takes_preprocessing: bool = True
-    file_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -96,33 +95,34 @@ class TimmFactory:
             )
         record = _preprocessing_of(source, self.name) if preprocessing is None else preprocessing
         record = record if image_size is None else record.with_size(image_size)
-        own = source.num_classes or 0  # weights that were trained without labels have no head
-        outputs = own if weights is not None and own else num_classes or own or 1000
+        pretrained_classes = source.num_classes or 0  # weights that were trained without labels have no head
+        with_head = weights is not None and pretrained_classes > 0
+        outputs = pretrained_classes if with_head else num_classes or pretrained_classes or 1000
         arguments = dict(builder_kwargs)
-        usual = record.size == source.input_size[-1]
-        if source.fixed_input_size and not usual:
+        native_size = record.size == source.input_size[-1]
+        if source.fixed_input_size and not native_size:
             arguments["img_size"] = record.size
         module = self._build(asked, arguments, outputs, None if weights is None else source)
         if find_module(module, head) is None:
             raise ArgumentError(f"{self.name!r} is no classifier as it is built: it has no head at {head!r}.")
-        if not usual:
+        # Not where a record tells the size, as in a saved model: it has worked before.
+        if not native_size and preprocessing is None:
             check_size_works(module, record.size, self.name)
-        if weights is not None and not own and num_classes is None:
+        if weights is not None and not with_head and num_classes is None:
             warn_of_new_head(self.name, outputs)
-        has_classes = weights is not None and own == outputs
         return module, BackboneSpec(
             name=self.name,
             head=head,
             preprocessing=record,
             stages=_stages(module, head),
-            classes=_class_names(outputs) if has_classes else None,
+            classes=_class_names(outputs) if with_head else None,
             num_classes=outputs,
             weights=None if weights is None else source.tag or "default",
             builder_kwargs=builder_kwargs,
         )
 
     def fit_state(
-        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None
+        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None, source: str
     ) -> dict[str, Tensor]:
         """Return the tensors of a file as the module takes them.
 
@@ -136,10 +136,11 @@ class TimmFactory:
             return state
         convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
-            # Whatever it makes of a file of another model is found not to fit.
-            with contextlib.suppress(Exception):
+            try:
                 converted: dict[str, Tensor] = convert(dict(state), module)
                 return converted
+            except Exception as error:  # of a file of another model, which is found not to fit as it is
+                _log.info("timm cannot convert %s: %s.", source, first_line(error))
         return state
 
     def _asked(self, models: ModuleType, weights: str | None) -> str:
@@ -157,7 +158,9 @@ class TimmFactory:
         library = import_extra("timm", "timm", f"The backbone {self.name!r}")
         instead = "pass weights=<path of a file>, or weights=None for random ones"
         try:
-            with NumbersOnCpu(torch.linspace), hub_errors(self.name, instead=instead):
+            # What fails where nothing is fetched is no failure of the hub.
+            fetching = contextlib.nullcontext() if source is None else hub_errors(self.name, instead=instead)
+            with NumbersOnCpu(torch.linspace), fetching:
                 if source is not None and source.hf_hub_id:
                     files = (*_FILES, *filter(None, [source.hf_hub_filename]))
                     check_reachable(source.hf_hub_id.partition("@")[0], *files)
@@ -166,7 +169,7 @@ class TimmFactory:
                 )
         except TransferkitError:
             raise
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # arguments that make no sense can fail in any way
             raise ArgumentError(f"timm cannot build {self.name!r} as asked: {first_line(error)}.") from error
         return module
 
@@ -191,14 +194,14 @@ def _preprocessing_of(source: Any, name: str) -> Preprocessing:
     config = data.resolve_data_config({}, pretrained_cfg=source.to_dict(), verbose=False)
     channels, height, width = config["input_size"]
     mode = config.get("crop_mode") or "center"
-    strange = {
+    unsupported = {
         "input_size": (channels, height, width) if channels != 3 or height != width else None,
         "crop_mode": mode if mode not in ("center", "squash") else None,
         "interpolation": config["interpolation"]
         if config["interpolation"] not in ("nearest", "bilinear", "bicubic")
         else None,
     }
-    for what, value in strange.items():
+    for what, value in unsupported.items():
         if value is not None:
             raise ArgumentError(
                 f"The images of {name!r} are prepared with {what}={value!r}, which cannot be followed here; "

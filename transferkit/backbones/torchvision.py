@@ -67,8 +67,10 @@ class TorchvisionFactory:
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"torchvision cannot build {self.name!r} as asked: {error}.") from error
         if entry is not None:
-            state = self.fit_state(_download(self.name, entry), module, image_size=preprocessing.size)
-            load_weights(module, state, source=f"{entry.name} of {self.name!r}")
+            state = _download(self.name, entry)
+            origin = f"{entry.name} of {self.name!r}"
+            state = self.fit_state(state, module, image_size=preprocessing.size, source=origin)
+            load_weights(module, state, source=origin)
         return module, BackboneSpec(
             name=self.name,
             head=family.head,
@@ -87,7 +89,7 @@ class TorchvisionFactory:
         return self.family.pretrained_arguments
 
     def fit_state(
-        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None
+        self, state: dict[str, Tensor], module: nn.Module, *, image_size: int | None, source: str
     ) -> dict[str, Tensor]:
         """Return the tensors of one of torchvision's files as the module takes them.
 

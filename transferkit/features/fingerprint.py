@@ -17,6 +17,11 @@ from torch import Tensor, fx, nn
 _VERSIONED = ("torch", "torchvision", "transferkit")
 # What every module keeps for itself; modes follow from what is frozen.
 _OWN = set(vars(nn.Module())) | {"train", "_transferkit_spec", "_transferkit_asked_mode", "_transferkit_head"}
+# Fields of a config of transformers on which no output depends: labels, and where a model is from.
+_OF_NO_EFFECT = {
+    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "name_or_path", "num_labels"),
+    *("problem_type", "torch_dtype", "transformers_version"),
+}
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 
 
@@ -67,6 +72,8 @@ def _settings_of(module: nn.Module) -> bytes:
     if isinstance(module, fx.GraphModule):
         return module.code.encode()
     settings = {name: value for name, value in vars(module).items() if name not in _OWN}
+    if type(module).__module__.startswith("transformers."):
+        settings.pop("name_or_path", None)  # where its weights are from
     if any(callable(value) and hasattr(type(module), name) for name, value in settings.items()):
         raise _Unknown  # a method that was replaced on the instance
     return _of_value(settings)
@@ -96,8 +103,12 @@ def _of_value(value: Any) -> bytes:
         return found.encode()
     if isinstance(value, type | FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__};".encode() + _code_of(value)
-    if hasattr(value, "to_json_string"):  # the configuration that modules of transformers hold
-        return _of_value([type(value), value.to_json_string(use_diff=False)])
+    if hasattr(value, "to_json_string") and hasattr(
+        value, "to_dict"
+    ):  # the configuration that modules of transformers hold
+        fields = {name: each for name, each in value.to_dict().items() if name not in _OF_NO_EFFECT}
+        kernel = getattr(value, "_attn_implementation", None)  # they differ in the last bits
+        return _of_value([type(value), sorted(fields.items()), kernel])
     raise _Unknown
 
 
