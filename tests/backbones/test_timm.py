@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
 import sys
 
 import numpy as np
@@ -45,17 +44,6 @@ def images(size, count=2):
 @torch.no_grad()
 def logits(model, size):
     return model.eval()(images(size))
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Whoever opens a connection, fails."""
-
-    def refuse(*_):
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture

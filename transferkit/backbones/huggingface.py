@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from transferkit.backbones.class_labels import distinct, warn_of_new_head
+from transferkit.backbones.foreign_records import LARGEST, is_refused
 from transferkit.backbones.huggingface_files import ModelFiles
 from transferkit.backbones.huggingface_models import (
     architecture_of,
@@ -19,7 +20,6 @@ from transferkit.backbones.huggingface_models import (
     set_size,
     transformers,
 )
-from transferkit.backbones.library_records import LARGEST, is_refused
 from transferkit.backbones.outputs import outputs_in
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.sizes import check_size_works

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transferkit.backbones.library_records import HF_TYPES, check_architecture, is_refused
+from transferkit.backbones.foreign_records import HF_TYPES, check_architecture, is_refused
 from transferkit.backbones.numbers_on_cpu import NumbersOnCpu
 from transferkit.backbones.outputs import outputs_in
 from transferkit.backbones.parameter_limit import limit_parameters

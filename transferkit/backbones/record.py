@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
-from transferkit.backbones.library_records import check_library_record
+from transferkit.backbones.foreign_records import check_library_record
 from transferkit.backbones.preprocessing import LARGEST_IMAGE, Preprocessing
 from transferkit.backbones.spec import BackboneSpec, Stage
 from transferkit.errors import ArgumentError
@@ -74,17 +74,19 @@ def _is_text_or_none(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _are_texts(value: object) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _are_stages(value: object) -> bool:
-    pairs = isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value)
-    return pairs and all(isinstance(name, str) and _are_texts(members) for name, members in value)  # type: ignore[attr-defined]  # reason: a list, as pairs says
+    return isinstance(value, list) and all(
+        isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) and _are_texts(each[1])
+        for each in value
+    )
 
 
 def _are_classes(value: object) -> bool:
-    return value is None or (_are_texts(value) and len(set(value)) == len(value))  # type: ignore[arg-type, call-overload]  # reason: a list of texts
+    return value is None or (_are_texts(value) and len(set(value)) == len(value))
 
 
 def _is_count_or_none(value: object) -> bool:
@@ -96,7 +98,7 @@ def _are_arguments(value: object) -> bool:
 
 
 def _is_probability(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1  # type: ignore[operator]  # reason: a number
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 _FIELDS: dict[str, Callable[[object], bool]] = {

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from transferkit.backbones.class_labels import distinct, warn_of_new_head
+from transferkit.backbones.foreign_records import TIMM_NAME, TIMM_REFUSED
 from transferkit.backbones.hub import check_reachable, hub_errors
-from transferkit.backbones.library_records import TIMM_NAME, TIMM_REFUSED
 from transferkit.backbones.numbers_on_cpu import NumbersOnCpu
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.sizes import check_size_works
@@ -130,7 +130,8 @@ class TimmFactory:
         embeddings to another size.
         """
         own = module.state_dict()
-        head = f"{module.pretrained_cfg['classifier']}."  # type: ignore[index]  # reason: a dict that timm has put there
+        built: Any = module
+        head = f"{built.pretrained_cfg['classifier']}."
         others = {name: value for name, value in own.items() if not name.startswith(head)}
         if all(name in state and state[name].shape == value.shape for name, value in others.items()):
             return state

@@ -104,7 +104,8 @@ class TorchvisionFactory:
             if name in own or not name.startswith(tuple(f"{path}." for path in self.family.auxiliary)):
                 fitted[name] = tensor
         if hasattr(state, "_metadata"):
-            fitted._metadata = state._metadata  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
+            undeclared: Any = fitted
+            undeclared._metadata = state._metadata
         if self.family.positions and image_size is not None:
             _interpolate_positions(fitted, image_size, self.family.multiple)
         return fitted

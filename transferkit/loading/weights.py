@@ -171,14 +171,15 @@ def _with_versions(state: dict[str, Tensor], module: nn.Module) -> dict[str, Ten
     A plain dict, such as a safetensors file gives, does not; it counts as of today's version,
     which MNASNet insists on. Only batch norm without ``num_batches_tracked`` must be older.
     """
-    own = module.state_dict()
-    versions = OrderedDict(own._metadata)  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
+    own: Any = module.state_dict()
+    versions = OrderedDict(own._metadata)
     for name in own.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):
             del versions[name.rpartition(".")[0]]
-    versioned = OrderedDict(state)
-    versioned._metadata = versions | getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # reason: torch sets it, undeclared
-    return versioned
+    versioned: Any = OrderedDict(state)
+    versioned._metadata = versions | getattr(state, "_metadata", {})
+    found: dict[str, Tensor] = versioned
+    return found
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transferkit.backbones.library_records import check_library_record
+from transferkit.backbones.foreign_records import check_library_record
 from transferkit.backbones.preprocessing import Preprocessing
 from transferkit.backbones.record import spec_from_dict, spec_to_dict
 from transferkit.backbones.spec import BackboneSpec
