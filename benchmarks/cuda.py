@@ -9,7 +9,8 @@ the next one begins; what all together may take is ``--minutes``. Photos are mad
 
 - tests: those of the tests that run on the device
 - finetune: ResNet-50 on ready batches and from JPEG files, and the share of the matrix peak
-- one-process: the same from files, against a plain loop whose loader has no worker processes
+- compiled: the same from files, with compiled training steps
+- one-process: from files once more, against a plain loop whose loader has no worker processes
 - overhead: the training loop against the best one written by hand
 - probe: whole processes, from start to exit
 - features: frozen backbones, as they are and folded
@@ -72,15 +73,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-STEPS = ("tests", "finetune", "one-process", "overhead", "probe", "features")
+STEPS = ("tests", "finetune", "compiled", "one-process", "overhead", "probe", "features")
 
 
 def steps(options: argparse.Namespace, data: Path) -> Iterator[Step]:
     """Yield the steps in their order, the most important first."""
-    yield Step("tests", tuple(_pytest(options)), 170)
+    yield Step("tests", tuple(_pytest(options)), 110)
     from_files = ["--data", data, "--models", "resnet50", "--batch-size", 128]
     sizes = [*from_files, "--steps", max(1, options.images // 128), "--epochs", 4, "--repeats", 1]
-    yield _benchmark("finetune", options, sizes, 170)
+    yield _benchmark("finetune", options, sizes, 145)
+    sizes = [*from_files, "--inputs", "files", "--compile", "yes", "--epochs", 4, "--repeats", 1]
+    yield _benchmark("compiled", options, sizes, 110, module="finetune")
     sizes = [*from_files, "--inputs", "files", "--epochs", 2, "--workers", 0, "--repeats", 1]
     yield _benchmark("one-process", options, sizes, 90, module="finetune")
     sizes = ["--models", "resnet50", "--batch-size", 64, "--steps", 20, "--repeats", 5]
@@ -115,7 +118,7 @@ def _benchmark(
     out = ["--device", options.device, "--json", options.out / f"{name}.json"]
     if options.smoke:
         # The sizes are those of the benchmark's own smoke test.
-        sizes = ["--inputs", "files", "--models", "resnet18"] if name == "one-process" else []
+        sizes = ["--inputs", "files", "--models", "resnet18"] if module == "finetune" else []
         sizes = [*sizes, "--smoke", "--only", "transferkit-cold"] if name == "probe" else [*sizes, "--smoke"]
     arguments = [str(each) for each in ("-m", f"benchmarks.{module or name}", *sizes, *out)]
     return Step(name, tuple(arguments), limit)
@@ -207,6 +210,7 @@ def _of_features(row: dict[str, Any]) -> Iterator[str]:
 
 _LINES = {
     "finetune": _of_training,
+    "compiled": _of_training,
     "one-process": _of_training,
     "overhead": _of_overhead,
     "probe": _of_probe,

@@ -119,7 +119,9 @@ def measure_model(options: argparse.Namespace, backbone: str, weights: Path) -> 
         return tk.load_backbone(backbone, weights=weights, image_size=size)
 
     forms: dict[str, Forward] = dict(feature_forms(plain, device, bf16=bf16, compiled=compiled))
-    form_options = {"compiled": compiled, "batch_size": options.batch_size}
+    # On a CPU transferkit packs, in less than a second, and has nothing to gain from a compiler.
+    ours_compiled = compiled and torch.device(device).type != "cpu"
+    form_options = {"compiled": ours_compiled, "batch_size": options.batch_size}
     forms[f"{READY} fp32"] = library_form(ours(), device, "fp32", **form_options)
     automatic = library_form(ours(), device, "auto", **form_options)
     forms[READY] = automatic
@@ -132,7 +134,7 @@ def measure_model(options: argparse.Namespace, backbone: str, weights: Path) -> 
         name: partial(ready_rate, form, batches, device) for name, form in forms.items()
     }
     count = options.batch_size * (options.batches + measure.WARM_UP + 1)
-    runs[FROM_IMAGES] = Extraction(ours(), count, device, compiled=compiled)
+    runs[FROM_IMAGES] = Extraction(ours(), count, device, compiled=ours_compiled)
     rates = common.alternate(runs, options.repeats)
     by_hand = [name for name in forms if not name.startswith(READY)]
     best = max(by_hand, key=lambda name: statistic(rates[name])["median"])

@@ -46,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=int, default=min(4, os.cpu_count() or 1), help="of the plain loader"
     )
     parser.add_argument("--precision", default="auto", help="of transferkit and the loop by hand")
+    parser.add_argument(
+        "--compile",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="of transferkit; the loop by hand is compiled with yes alone",
+    )
     parser.add_argument("--device", default="cpu")
     return parser
 
@@ -54,7 +60,7 @@ def measure_model(
     options: argparse.Namespace, backbone: str, weights: Path, data: Path, facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Run all variants of one model in turns, and return a row for each."""
-    names = ("image_size", "batch_size", "steps", "epochs", "workers", "precision", "device")
+    names = ("image_size", "batch_size", "steps", "epochs", "workers", "precision", "compile", "device")
     shared = {"weights": weights, "backbone": backbone, **{name: getattr(options, name) for name in names}}
     runs = {}
     for source in options.inputs:

@@ -30,10 +30,18 @@ class TrainingLoop:
         bf16: Whether the forward pass runs under autocast to bfloat16.
         total_steps: Length of the schedule.
         lr: Learning rate of AdamW.
+        compiled: Whether the model is compiled.
     """
 
     def __init__(
-        self, model: nn.Module, device: str | torch.device, *, bf16: bool, total_steps: int, lr: float = 3e-4
+        self,
+        model: nn.Module,
+        device: str | torch.device,
+        *,
+        bf16: bool,
+        total_steps: int,
+        lr: float = 3e-4,
+        compiled: bool = False,
     ) -> None:
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
         for module in self.model.modules():
@@ -43,6 +51,7 @@ class TrainingLoop:
         self._optimizer = torch.optim.AdamW(self.trained, lr=lr, fused=True)
         self._scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, total_steps)
         self._device, self._bf16 = torch.device(device), bf16
+        self._forward: Forward = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
 
@@ -51,7 +60,7 @@ class TrainingLoop:
         images = images.to(self._device, memory_format=torch.channels_last, non_blocking=True)
         targets = targets.to(self._device, non_blocking=True)
         with self._autocast():
-            logits = self.model(images)
+            logits = self._forward(images)
         loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
         self._optimizer.step()

@@ -118,7 +118,8 @@ def test_where_compiling_fails_the_outputs_come_uncompiled_and_the_reason_is_tol
     forward = FastForward(model, Form("fp32", False, True, 4), FP32)
     with torch.no_grad():
         torch.testing.assert_close(forward(images), model(images), rtol=1e-5, atol=1e-6)
-    assert forward.notes == ["compiling failed (no such kernel), so it runs uncompiled"]
+    assert forward.notes == ["compiling failed (no such kernel), so it runs without that"]
+    assert str(forward.form) == "fp32"
 
 
 class Untraceable(nn.Module):
@@ -130,13 +131,34 @@ class Untraceable(nn.Module):
         return self.norm(images) if images.sum() > 0 else images
 
 
-def test_what_cannot_be_folded_runs_as_it_is_and_the_reason_is_told():
+@pytest.mark.parametrize(("folded", "packed"), [(True, False), (False, True), (True, True)])
+def test_what_has_no_graph_runs_as_it_is_and_the_reason_is_told(folded, packed):
     model, images = Untraceable().eval(), torch.rand(2, 3, 4, 4)
-    forward = FastForward(model, Form("fp32", True, False, 4), FP32)
+    forward = FastForward(model, Form("fp32", folded, False, 4, packed), FP32)
     with torch.no_grad():
         assert torch.equal(forward(images), model(images))
     assert len(forward.notes) == 1
-    assert forward.notes[0].startswith("batch norm could not be folded (")
+    assert forward.notes[0].startswith("it could be neither folded nor packed (")
+    assert str(forward.form) == "fp32"
+
+
+def broken_operation(*_):
+    raise RuntimeError("no such kernel\nand more")
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("step", ["packed", "packing._PackedConvolution.forward"])
+def test_where_packing_fails_the_outputs_come_unpacked_and_the_reason_is_told(step, folded, monkeypatch):
+    name = "transferkit.inference.packed" if step == "packed" else f"transferkit.{step}"
+    monkeypatch.setattr(name, broken_operation)
+    model, images = small_network(), torch.randn(2, 3, 8, 8)
+    forward = FastForward(model, Form("fp32", folded, False, 4, packed=True), FP32)
+    with torch.no_grad():
+        expected = model(images)
+    for _ in range(2):
+        torch.testing.assert_close(forward(images), expected, rtol=1e-5, atol=1e-6)
+    assert forward.notes == ["packing failed (no such kernel), so it runs without that"]
+    assert str(forward.form) == ("fp32, folded" if folded else "fp32")
 
 
 def test_a_form_that_gives_something_else_is_found_out():
@@ -149,27 +171,47 @@ def test_a_form_that_gives_something_else_is_found_out():
     assert why_not_fast(forward, model, images).startswith("its fast form differs by 7")
 
 
-def test_compiling_pays_for_many_images_and_not_for_few():
+@pytest.mark.parametrize(("device", "pays"), [("cuda:0", True), ("cpu", False)])
+def test_compiling_pays_for_many_images_on_cuda_alone(device, pays):
     model = torchvision.models.resnet18(weights=None)
-    execution = dataclasses.replace(FP32, compile="auto")
+    execution = dataclasses.replace(FP32, device=device, compile="auto")
     operations = work_of(model, 224).operations
     assert not pays_to_compile(model, 244 * operations, execution)
-    assert pays_to_compile(model, 100_000 * operations, execution)
+    assert pays_to_compile(model, 10_000_000 * operations, execution) is pays
 
 
 @pytest.mark.parametrize(("compile", "expected"), [(True, True), (False, False), ("auto", False)])
 def test_the_form_follows_from_facts(compile, expected):
     execution = dataclasses.replace(FP32, compile=compile)
+    # A network of one convolution and one linear layer is not packed.
     form = choose_form(small_network(), execution, operations=10**12, batch_size=32)
     assert form == Form("fp32", True, expected, 32)
     plain = dataclasses.replace(execution, fold=False)
     assert choose_form(small_network(), plain, operations=10**13, batch_size=32).folded is False
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "fp32, folded, packed"),
+        ({"precision": "bf16"}, "bf16, folded, packed"),
+        ({"precision": "fp16"}, "fp16, folded"),
+        ({"compile": True}, "fp32, folded, compiled"),
+        ({"compile": "auto"}, "fp32, folded, packed"),
+        ({"fold": False}, "fp32"),
+        ({"device": "cuda:0"}, "fp32, folded"),
+    ],
+)
+def test_convolutions_are_packed_on_the_cpu_where_nothing_is_compiled(changes, text):
+    model = torchvision.models.resnet18(weights=None).eval()
+    execution = dataclasses.replace(FP32, **changes)
+    assert str(choose_form(model, execution, operations=10**15, batch_size=32)) == text
+
+
 def test_a_whole_model_falls_back_where_its_fast_form_goes_wrong(monkeypatch):
     model, images = small_network(), torch.randn(2, 3, 8, 8)
     monkeypatch.setattr(inference, "_FOLDING_PAYS", 0)
-    monkeypatch.setattr(inference, "_folded", lambda module, notes: small_network())
+    monkeypatch.setattr(inference, "_graph_of", lambda module, *, folded: small_network())
     with pytest.warns(UserWarning, match="^The model runs more slowly than it could: its fast form differs"):
         forward = fast_model(model, 8, 100, 64, FP32)
     with torch.no_grad():

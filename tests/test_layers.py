@@ -20,8 +20,8 @@ PROJECT = Path(__file__).parents[1]
 LAYERS = {
     0: "checks errors files registry seeding",
     1: "augmentation_ops augmentations backbones batch_norm classification datasets freezing head_paths "
-    "heads inference loading model_summary modes module_tree param_groups runtime saved_model tracing "
-    "trivial_augment",
+    "heads inference loading model_summary modes module_tree packing param_groups runtime saved_model "
+    "tracing trivial_augment",
     2: "evaluation features training",
     3: "__main__ cli commands predictor quickstart run_outputs trainer",
 }

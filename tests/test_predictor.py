@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
+import pickle
 import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import transferkit as tk
+from transferkit import inference
 from transferkit.errors import ArgumentError, DataError, ImageDecodeError
 from transferkit.predictor import predictions_csv
 
@@ -135,6 +139,20 @@ def test_a_negative_number_of_threads_is_refused(predictor):
 def test_many_means_at_least_one(predictor):
     with pytest.raises(DataError, match="the list is empty"):
         predictor.predict_many([])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_copy_predicts_the_same_once_the_model_runs_in_its_fast_form(copied, monkeypatch):
+    monkeypatch.setattr(inference, "_FOLDING_PAYS", 0)
+    convolutions = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)
+    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(144, 2))
+    model = tk.attach_spec(network, head="5", preprocessing=tk.Preprocessing(size=8))
+    predictor = tk.Predictor(model, device="cpu", batch_size=2, precision="fp32")
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    expected = predictor(list(images))
+    assert predictor._fast is not None
+    assert str(predictor._fast.form) == "fp32, folded, packed"
+    assert copied(predictor)(list(images)) == expected
 
 
 def test_it_loads_from_a_folder(predictor, image, tmp_path):

@@ -34,16 +34,24 @@ def test_older_gpus_compute_in_float16_or_float32(monkeypatch, capability, preci
 
 
 def test_without_a_compiler_nothing_is_compiled_and_that_is_said(monkeypatch):
-    monkeypatch.setattr(runtime, "why_not_compile", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(runtime, "why_not_compile", lambda device: "there is no C compiler")
+    monkeypatch.setattr(runtime, "resolve_device", lambda device: torch.device("cuda", 0))
+    execution = resolve_execution(CONVOLUTIONAL, precision="fp32")
+    assert execution.compile is False
+    assert str(execution).startswith("cuda:0, fp32 (as asked; there is no C compiler), ")
+    assert "what is frozen: batch norm folded, not compiled" in str(execution)
+    with pytest.raises(
+        ArgumentError, match=r"must be False, because there is no C compiler\. Got True instead"
+    ):
+        resolve_execution(CONVOLUTIONAL, precision="fp32", compile=True)
+
+
+def test_on_a_cpu_nothing_is_compiled_unless_it_is_asked_for():
     execution = resolve_execution(CONVOLUTIONAL, device="cpu", precision="fp32")
     assert execution.compile is False
-    assert str(execution).startswith("cpu (")
-    assert "fp32 (as asked; there is no C++ compiler)" in str(execution)
-    assert "not compiled" in str(execution)
-    with pytest.raises(
-        ArgumentError, match=r"must be False, because there is no C\+\+ compiler\. Got True instead"
-    ):
-        resolve_execution(CONVOLUTIONAL, device="cpu", compile=True)
+    assert str(execution).endswith(
+        "what is frozen: batch norm folded, convolutions packed, not compiled; fast decoding"
+    )
 
 
 def test_a_compiler_is_looked_for_by_its_name(monkeypatch):

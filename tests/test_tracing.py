@@ -43,7 +43,12 @@ def folded(model):
     return FastForward(model, Form("fp32", True, False, 2), Execution("cpu", "fp32", channels_last=False))
 
 
-@pytest.mark.parametrize("trace", [split_model, folded])
+def packed(model):
+    form = Form("fp32", False, False, 2, packed=True)
+    return FastForward(model, form, Execution("cpu", "fp32", channels_last=False))(IMAGES)
+
+
+@pytest.mark.parametrize("trace", [split_model, folded, packed])
 @pytest.mark.parametrize("which", ["the same model", "another model"])
 def test_other_threads_see_right_outputs_only(trace, which):
     model = mixed_model()

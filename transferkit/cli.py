@@ -122,7 +122,10 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
     )
     _add_machine(parser)
     parser.add_argument(
-        "--compile", choices=("auto", "yes", "no"), default="auto", help="compile what does not train (auto)"
+        "--compile",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="compile what does not train, and on a GPU the training steps (auto)",
     )
     parser.add_argument(
         "--decode",

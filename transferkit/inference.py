@@ -1,10 +1,11 @@
-"""The fastest form of a module that does not train: folded, in low precision, compiled where that pays."""
+"""The fastest form of a module that does not train: folded, in low precision, packed or compiled."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,18 +14,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.checks import warn_caller
 from transferkit.classification import logits_of
-from transferkit.runtime import Execution, bf16_unit
+from transferkit.packing import can_pack, packed
+from transferkit.runtime import Execution
+from transferkit.tracing import ThreadTracer
 
 # Operations from which folding a whole model saves more than the second that tracing and copying take.
 _FOLDING_PAYS = 1e12
 # Seconds that compiling saves for each 10^12 floating-point operations, measured on ResNets, and
-# seconds that it takes: so many at least, and so many more for each layer with parameters.
-_SAVED = {"AMX": 0.6, "AVX512-BF16": 0.4, "fp32": 0.5, "cuda": 0.002}
+# seconds that it takes: so many at least, and so many more for each layer with parameters. On a CPU it
+# saves nothing over packing, and vision transformers are slower for it.
+_SAVED = {"cuda": 0.002}
 _BASE_SECONDS, _SECONDS_PER_LAYER = 4.0, 0.1
+# Threads that share a form wait until it is ready. One lock for all, because none can be copied.
+_FIRST_CALL = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,25 @@ class Form:
         folded: Whether batch norm is folded into the convolution before it.
         compiled: Whether it is compiled.
         batch_size: Images that go through at once.
+        packed: Whether convolutions are laid out for the CPU beforehand; see ``packing``.
     """
 
     precision: str
     folded: bool
     compiled: bool
     batch_size: int
+    packed: bool = False
 
     @property
     def changes(self) -> bool:
         """Whether anything but the precision differs from the module itself."""
-        return self.folded or self.compiled
+        return self.folded or self.packed or self.compiled
 
     def __str__(self) -> str:
         words = [
             self.precision,
             *(["folded"] if self.folded else []),
+            *(["packed"] if self.packed else []),
             *(["compiled"] if self.compiled else []),
         ]
         return ", ".join(words)
@@ -109,12 +119,10 @@ def pays_to_compile(module: nn.Module, operations: int, execution: Execution) ->
         operations: Floating-point operations for all images together.
         execution: The device and precision decide what an operation costs.
     """
-    device = torch.device(execution.device)
-    unit = bf16_unit(device) if execution.precision == "bf16" else None
-    kind = device.type if device.type != "cpu" else unit or "fp32"
+    saved = _SAVED.get(torch.device(execution.device).type, 0.0)
     layers = sum(1 for each in module.modules() if each._parameters)
     seconds = _BASE_SECONDS + _SECONDS_PER_LAYER * layers
-    return operations / 1e12 * _SAVED.get(kind, 0.0) > seconds
+    return operations / 1e12 * saved > seconds
 
 
 def choose_form(module: nn.Module, execution: Execution, *, operations: int, batch_size: int) -> Form:
@@ -130,7 +138,10 @@ def choose_form(module: nn.Module, execution: Execution, *, operations: int, bat
     compiles = execution.compile
     if compiles == "auto":
         compiles = pays_to_compile(module, operations, execution)
-    return Form(execution.precision, folds, bool(compiles), batch_size)
+    # The compiler packs by itself.
+    packs = execution.fold and not compiles and execution.precision != "fp16"
+    packs = packs and can_pack(module, execution.device)
+    return Form(execution.precision, folds, bool(compiles), batch_size, packs)
 
 
 class FastForward:
@@ -159,20 +170,31 @@ class FastForward:
         self._module = module
         self._call: Callable[[Tensor], Any] = self._as_it_is
         self._tried = True
+        self._plain = module
         if not form.changes:
             return
-        self._plain = module
-        plain = _folded(module, self.notes) if form.folded else copy.deepcopy(module)
-        self.form = dataclasses.replace(form, folded=form.folded and not self.notes)
-        if not self.form.changes:
-            return
-        plain = plain.eval().requires_grad_(False)
-        self._module = plain.to(execution.dtype).to(memory_format=execution.memory_format)
-        if form.compiled:
+        self._module = self._arranged()
+        if self.form.compiled:
             # With freezing, inductor takes the weights for constants and lays them out for the kernels.
             options: dict[str, Any] = {"freezing": True}
             compiled = torch.compile(self._module, dynamic=False, options=options)
-            self._call, self._tried = cast(Callable[[Tensor], Any], compiled), False
+            self._call = cast(Callable[[Tensor], Any], compiled)
+        self._tried = not (self.form.compiled or self.form.packed)
+
+    def _arranged(self) -> nn.Module:
+        """Return a copy in the form's precision, folded if it is to be, or the module if nothing changes."""
+        changed: nn.Module | None = None
+        if self.form.folded or self.form.packed:
+            try:
+                changed = _graph_of(self._plain, folded=self.form.folded)
+            except Exception as error:  # tracing runs the module's own code, which may raise anything
+                self.notes.append(f"it could be neither folded nor packed ({_said(error)})")
+                self.form = dataclasses.replace(self.form, folded=False, packed=False)
+        if not self.form.changes:
+            return self._plain
+        changed = copy.deepcopy(self._plain) if changed is None else changed
+        changed = changed.eval().requires_grad_(False).to(self.execution.dtype)
+        return changed.to(memory_format=self.execution.memory_format)
 
     def _as_it_is(self, images: Tensor) -> Any:
         with nullcontext() if self.form.changes else self.execution.autocast():
@@ -196,17 +218,28 @@ class FastForward:
         return output[:count]
 
     def _first(self, images: Tensor) -> Any:
-        """Compile, or say why that failed and go on without."""
-        self._tried = True
-        try:
-            return self._call(images)
-        except Exception as error:  # compilers fail in many ways, and none of them is the user's
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.notes.append(f"compiling failed ({lines[0][:200]}), so it runs uncompiled")
-            self.form = dataclasses.replace(self.form, compiled=False)
-            self._module = self._module if self.form.changes else self._plain
-            self._call = self._as_it_is
-            return self._call(images)
+        """Pack or compile, or say why that failed and go on without."""
+        with _FIRST_CALL:
+            if self._tried:
+                return self._call(images)
+            try:
+                if self.form.packed:
+                    self._module = packed(cast(GraphModule, self._module), images, self.form.batch_size)
+                return self._call(images)
+            except Exception as error:  # compilers fail in many ways, and none of them is the user's
+                what = "packing" if self.form.packed else "compiling"
+                self.notes.append(f"{what} failed ({_said(error)}), so it runs without that")
+                self.form = dataclasses.replace(self.form, packed=False, compiled=False)
+                self._module = self._arranged()
+                self._call = self._as_it_is
+                return self._call(images)
+            finally:
+                self._tried = True
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _tensor_of(output: Any) -> Tensor:
@@ -214,27 +247,19 @@ def _tensor_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) and output.ndim > 0 else logits_of(output)
 
 
-def _folded(module: nn.Module, notes: list[str]) -> nn.Module:
-    """Return a copy with each batch norm folded into the convolution before it."""
-    from torch.fx import GraphModule
-
-    from transferkit.tracing import ThreadTracer
-
+def _graph_of(module: nn.Module, *, folded: bool) -> GraphModule:
+    """Return a copy as a graph of single layers, each batch norm folded into the convolution before it."""
+    plain = copy.deepcopy(module).eval()
+    # The tracer that fuse itself would take disturbs other threads.
+    traced = GraphModule(plain, ThreadTracer().trace(plain))
+    if not folded:
+        return traced
     with warnings.catch_warnings():
         # Importing it, torch up to 2.11 warns of something that it still uses itself.
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.fx.experimental.optimization import fuse
 
-    try:
-        plain = copy.deepcopy(module).eval()
-        # The tracer that fuse itself would take disturbs other threads.
-        traced = GraphModule(plain, ThreadTracer().trace(plain))
-        folded: nn.Module = fuse(traced, inplace=True, no_trace=True)
-    except Exception as error:  # tracing runs the module's own code, which may raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        notes.append(f"batch norm could not be folded ({lines[0][:200]})")
-        return copy.deepcopy(module)
-    return folded
+    return cast(GraphModule, fuse(traced, inplace=True, no_trace=True))
 
 
 @torch.no_grad()
@@ -252,7 +277,7 @@ def why_not_fast(forward: FastForward, module: nn.Module, images: Tensor) -> str
     try:
         fast = forward(images).float()
     except (RuntimeError, TypeError, ValueError) as error:
-        return f"its fast form failed ({str(error).strip().splitlines()[0][:200]})"
+        return f"its fast form failed ({_said(error)})"
     exact = _tensor_of(module(images)).float()
     if fast.shape != exact.shape:
         return f"its fast form gives the shape {list(fast.shape)} instead of {list(exact.shape)}"

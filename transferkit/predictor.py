@@ -187,6 +187,10 @@ class Predictor:
             self._fast, self._fast_of = forward, weights
         return forward
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Weights that are laid out for this processor cannot be copied; the form is made anew.
+        return {**vars(self), "_fast": None, "_fast_of": ()}
+
     def _prepared(self, images: Sequence[Tensor]) -> Tensor:
         pixels = torch.stack(list(images)).to(self.execution.device)
         form = self.execution

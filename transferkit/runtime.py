@@ -39,9 +39,11 @@ class Execution:
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to these.
         channels_last: Whether weights and images lie in memory with the channels last.
         reason: Why the precision was chosen, in a few words.
-        fold: Whether batch norm is folded into the convolution before it where a model does not train.
-        compile: Whether what does not train is compiled: ``True``, ``False``, or ``"auto"`` for
-            where the number of images makes up for the time that compiling takes.
+        fold: Whether batch norm that does not train is folded into the convolution before it, and, on a
+            CPU, convolutions that do not train are laid out for it beforehand; see ``packing``.
+        compile: Whether what does not train is compiled, and on an accelerator the training steps too:
+            ``True``, ``False``, or ``"auto"`` for where the number of images makes up for the time
+            that compiling takes, which is nowhere on a CPU.
         threads: Threads of the CPU that one operation uses.
         decode: ``"fast"``, or ``"exact"`` for the pixels of Pillow to the bit.
 
@@ -83,6 +85,8 @@ class Execution:
         if isinstance(self.compile, bool):
             compiled = "compiled" if self.compile else "not compiled"
         folded = "batch norm folded" if self.fold else "batch norm as it is"
+        if self.fold and self.device == "cpu":
+            folded += ", convolutions packed"
         return (
             f"{place}, {self.precision} ({self.reason}), {layout}; what is frozen: {folded}, {compiled}; "
             f"{self.decode} decoding"
@@ -258,7 +262,8 @@ def resolve_execution(
         precision: ``"auto"`` takes bfloat16 autocast where the hardware computes it, float16 on
             CUDA devices that do not, and float32 elsewhere; ``"fp32"`` is exact; ``"bf16"`` and
             ``"fp16"`` are used wherever they are asked for.
-        compile: Whether what does not train is compiled; ``"auto"`` leaves it to the work at hand.
+        compile: Whether what does not train is compiled, and on an accelerator the training steps too;
+            ``"auto"`` leaves it to the work at hand, and stands for ``False`` on a CPU.
         decode: ``"fast"``: pixels within one grey level of Pillow's; ``"exact"``: Pillow's own.
 
     Raises:
@@ -275,6 +280,8 @@ def resolve_execution(
     reason = "as asked"
     if precision == "auto":
         precision, reason = _automatic_precision(resolved)
+    if compile == "auto" and resolved.type == "cpu":
+        compile = False
     obstacle = None if compile is False else why_not_compile(resolved)
     if obstacle is not None:
         require(compile == "auto", "resolve_execution", "compile", f"False, because {obstacle}", compile)

@@ -21,7 +21,13 @@ def main() -> None:
     bf16 = (
         measure.computes_bf16(options.device) if options.precision == "auto" else options.precision == "bf16"
     )
-    loop = TrainingLoop(model, options.device, bf16=bf16, total_steps=options.steps * options.epochs)
+    loop = TrainingLoop(
+        model,
+        options.device,
+        bf16=bf16,
+        total_steps=options.steps * options.epochs,
+        compiled=options.compile == "yes",
+    )
 
     epoch_seconds = []
     for _ in range(options.epochs):

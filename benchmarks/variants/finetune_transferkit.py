@@ -49,6 +49,7 @@ def main() -> None:
         callbacks=[times],
         device=options.device,
         precision=options.precision,
+        compile={"auto": "auto", "yes": True, "no": False}[options.compile],
         progress=False,
     )
     trainer.fit(train, epochs=options.epochs)

@@ -22,6 +22,7 @@ def read_options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="the first of them warms up")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--device", required=True)
     return parser.parse_args()
 

@@ -127,7 +127,7 @@ def test_without_a_cache_features_are_the_same_and_leave_nothing(
     monkeypatch.setenv("TRANSFERKIT_CACHE_SIZE", "0")
     again = features(tiny_model(), tiny_part(40))
     assert np.array_equal(again.x, expected)
-    assert again.note == "fp32, folded; kept for this run alone"
+    assert again.note == "fp32, folded, packed; kept for this run alone"
     assert not (tmp_path / "none").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_broken_fast_form_gives_way_to_the_model_and_is_not_kept(
 ):
     expected = features(tiny_model(), tiny_part(8)).x
     again = dataclasses.replace(resolve_execution(tiny_model(), **FP32), threads=3)
-    monkeypatch.setattr("transferkit.inference._folded", lambda module, notes: torch.nn.Flatten())
+    monkeypatch.setattr("transferkit.inference._graph_of", lambda module, *, folded: torch.nn.Flatten())
     with pytest.warns(UserWarning, match="^The frozen part runs more slowly than it could: its fast form"):
         found = features(tiny_model(), tiny_part(8), execution=again)
     np.testing.assert_allclose(found.x, expected, rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from transferkit.datasets.base import Part
 from transferkit.errors import OutputError
 from transferkit.features.fingerprint import is_versioned, module_fingerprint
 from transferkit.features.split import Split, why_not_split
-from transferkit.inference import FastForward, Form, choose_form, why_not_fast, work_of
+from transferkit.inference import FastForward, choose_form, why_not_fast, work_of
 from transferkit.loading.batches import ImageBatches
 from transferkit.loading.cache import cache_limit
 from transferkit.loading.memory import available_memory
@@ -74,6 +74,7 @@ class FrozenPrefix:
         execution: How the run as a whole was decided to be executed.
         images: How many images there are in all; compiling has to pay for these.
         name: What the store calls the model.
+        batch_size: Images that go through at once.
 
     Attributes:
         note: How the outputs came to be, in a few words.
@@ -87,6 +88,7 @@ class FrozenPrefix:
         *,
         images: int,
         name: str = "custom",
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         self.split = split
         self.execution = execution
@@ -95,12 +97,15 @@ class FrozenPrefix:
         self._images = images
         self._preprocessing = preprocessing
         self._work = work_of(split.prefix, preprocessing.size)
-        self.form = choose_form(
-            split.prefix, execution, operations=images * self._work.operations, batch_size=BATCH_SIZE
-        )
+        self.form = choose_form(split.prefix, execution, operations=self.operations, batch_size=batch_size)
         self._forward: FastForward | None = None
         self._fingerprint: str | None = None
         self._storable = True
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations for all images together."""
+        return self._images * self._work.operations
 
     @property
     def bytes_per_image(self) -> int:
@@ -242,6 +247,19 @@ class FrozenPrefix:
                 assert self._forward is not None
                 yield self._forward(batch.inputs).to("cpu", self._dtype)
 
+    def forward(self, source: ImageBatches) -> FastForward:
+        """Return what computes the outputs, for images that are not the same again.
+
+        Args:
+            source: Gives images as the model takes them; the first few are looked at.
+
+        Raises:
+            Unfit: The model cannot be cut as it was; it must run whole.
+        """
+        self._prepare(source)
+        assert self._forward is not None
+        return self._forward
+
     def _prepare(self, source: ImageBatches) -> None:
         """Make sure that the frozen part is ready, on the first images of a source."""
         if self._forward is None:
@@ -261,7 +279,8 @@ class FrozenPrefix:
             # A form that is only wrong here and now must not be what is found under its key.
             self._storable = False
             fast.notes.append(reason)
-            fast = FastForward(prefix, Form(self.form.precision, False, False, BATCH_SIZE), execution)
+            plain = dataclasses.replace(self.form, folded=False, compiled=False, packed=False)
+            fast = FastForward(prefix, plain, execution)
         if reason is not None or (self.form.compiled and not fast.form.compiled):
             notes = "; ".join(fast.notes if reason is None else [reason])
             warn_caller(f"The frozen part runs more slowly than it could: {notes}.")

@@ -27,6 +27,7 @@ from transferkit.training.averaging import AveragedWeights
 from transferkit.training.callbacks import Callback
 from transferkit.training.keeping import Keeper
 from transferkit.training.mixing import Mixing
+from transferkit.training.norm_folding import NormFolding
 from transferkit.training.phases import Phase
 from transferkit.training.run_state import Progress, random_state, restore_random_state
 from transferkit.training.schedules import after_validation
@@ -55,6 +56,8 @@ class PhaseTools:
         averages: Averages of the weights, which are what is validated, if they are kept.
         mixing: Mixes the images of each batch, if they are to be mixed.
         blocks: Modules whose activations are computed again in the backward pass.
+        folding: Folds frozen batch norm in the training steps, if any is to be folded.
+        forward: What runs the module in the training steps; ``None`` stands for the module itself.
     """
 
     module: nn.Module
@@ -69,6 +72,8 @@ class PhaseTools:
     averages: AveragedWeights | None = None
     mixing: Mixing | None = None
     blocks: Sequence[nn.Module] = ()
+    folding: NormFolding | None = None
+    forward: Callable[[Tensor], Any] | None = None
 
 
 def steps_of(source: BatchSource, phase: Phase) -> int:
@@ -173,8 +178,12 @@ def run_epoch(
         watch = _Watch(device, phase, tools, progress)
     tools.module.train()
     # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
+    if tools.folding is not None:
+        tools.folding.refresh()
     with _own_random_state(device), computed_again(tools.blocks):
         for update, batches in _updates(phase, tools, progress, seed):
+            if tools.folding is not None:
+                tools.folding.check(batches[0].inputs)
             for result in _update(phase, tools, batches, epoch, update, watch):
                 progress.add(result)
                 for callback in callbacks:
@@ -279,18 +288,20 @@ def _update(
         if tools.mixing is not None:
             batch, criterion = tools.mixing(batch, criterion)
         try:
-            yield train_step(
-                tools.module,
-                batch,
-                tools.optimizer,
-                criterion=criterion,
-                execution=tools.execution,
-                clip_norm=phase.clip_norm,
-                weight=len(batch.targets) / total,
-                update=number == len(batches) - 1,
-                scaler=tools.scaler,
-                failed=None if watch is None else watch.failed,
-            )
+            with nullcontext() if tools.folding is None else tools.folding.active():
+                result = train_step(
+                    tools.forward or tools.module,
+                    batch,
+                    tools.optimizer,
+                    criterion=criterion,
+                    execution=tools.execution,
+                    clip_norm=phase.clip_norm,
+                    weight=len(batch.targets) / total,
+                    update=number == len(batches) - 1,
+                    scaler=tools.scaler,
+                    failed=None if watch is None else watch.failed,
+                )
+            yield result
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} {_where(phase, tools, epoch, update, batch.indices)}") from None
     if watch is not None:

@@ -25,6 +25,7 @@ from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback
 from transferkit.training.checkpoint_files import Checkpoint, CheckpointFolder
+from transferkit.training.compiled_steps import CompiledSteps, compiles_steps
 from transferkit.training.data import TrainingData
 from transferkit.training.freeze_plan import apply_plan
 from transferkit.training.history import History
@@ -32,6 +33,7 @@ from transferkit.training.keeping import Checkpoints, Interrupted, Interrupts, K
 from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_solved
 from transferkit.training.loop import PhaseTools, random_state_of, run_phase, steps_of
 from transferkit.training.mixing import Mixing
+from transferkit.training.norm_folding import NormFolding
 from transferkit.training.optimizers import build_optimizer
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of
@@ -256,13 +258,14 @@ class Run:
             if part is None:
                 raise DataError("Class weights need a part or data set whose targets are known.")
             weights = class_weights_of(phase.class_weights, part.targets, len(part.classes))
-        execution = self.execution
+        execution, module = self.execution, batches.module
         # Rows of a lower precision need the autocast under which they were made.
         if batches.features is not None and batches.features.dtype == torch.float32:
-            execution = small_execution(batches.module, tuple(batches.features.shape[1:]), execution)
+            execution = small_execution(module, tuple(batches.features.shape[1:]), execution)
+        compiled = self._compiled_steps(phase, batches)
         kind = torch.device(execution.device).type
         return PhaseTools(
-            batches.module,
+            module,
             batches.train,
             batches.val,
             optimizer,
@@ -274,7 +277,20 @@ class Run:
             averages=AveragedWeights(self.model, phase.ema) if phase.ema else None,
             mixing=Mixing(phase.mix, phase.mix_alpha) if phase.mix is not None else None,
             blocks=blocks_of(self.model) if phase.checkpoint_activations else (),
+            # A compiler does as much by itself.
+            folding=NormFolding(module, execution) if compiled is None else None,
+            forward=compiled,
         )
+
+    def _compiled_steps(self, phase: Phase, batches: PhaseBatches) -> CompiledSteps | None:
+        """Return the compiled model, where its steps are compiled."""
+        if phase.checkpoint_activations or batches.module is not self.model:
+            return None
+        samples = batches.train.samples()
+        images = None if samples is None else phase.epochs * samples
+        if not compiles_steps(self.model, self.execution, images):
+            return None
+        return CompiledSteps(self.model, graphs=phase.accumulate == 1)
 
     def _save(self, progress: Progress | None) -> str:
         """Write a checkpoint of a place in the present phase, or before it."""

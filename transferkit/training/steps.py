@@ -33,7 +33,7 @@ class StepResult:
 
 
 def train_step(
-    model: nn.Module,
+    model: Callable[[Tensor], Any],
     batch: Sequence[Any],
     optimizer: torch.optim.Optimizer,
     *,
@@ -93,7 +93,7 @@ def train_step(
     return StepResult(loss.detach(), count_correct(logits_of(output).detach(), targets), len(targets))
 
 
-def _output(model: nn.Module, inputs: Tensor) -> Any:
+def _output(model: Callable[[Tensor], Any], inputs: Tensor) -> Any:
     try:
         return model(inputs)
     except ValueError as error:
