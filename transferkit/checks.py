@@ -127,3 +127,12 @@ def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs {package}, which is not installed; "
             f"install it with: pip install 'transferkit[{extra}]'"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind where it has none.
+
+    >>> first_line(ValueError())
+    'ValueError'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

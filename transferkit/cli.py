@@ -125,7 +125,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, trains: bool = False) -
         "--compile",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="compile what does not train, and on a GPU the training steps (auto)",
+        help=f"compile what does not train{', and on a GPU the training steps' if trains else ''} (auto)",
     )
     parser.add_argument(
         "--decode",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transferkit.checks import warn_caller
+from transferkit.checks import first_line, warn_caller
 from transferkit.classification import logits_of
 from transferkit.packing import can_pack, packed
 from transferkit.runtime import Execution
@@ -28,7 +28,7 @@ _FOLDING_PAYS = 1e12
 # Seconds that compiling saves for each 10^12 floating-point operations, measured on ResNets, and
 # seconds that it takes: so many at least, and so many more for each layer with parameters. On a CPU it
 # saves nothing over packing, and vision transformers are slower for it.
-_SAVED = {"cuda": 0.002}
+_SAVED_ON_CUDA = 0.002
 _BASE_SECONDS, _SECONDS_PER_LAYER = 4.0, 0.1
 # Threads that share a form wait until it is ready. One lock for all, because none can be copied.
 _FIRST_CALL = threading.RLock()
@@ -119,7 +119,7 @@ def pays_to_compile(module: nn.Module, operations: int, execution: Execution) ->
         operations: Floating-point operations for all images together.
         execution: The device and precision decide what an operation costs.
     """
-    saved = _SAVED.get(torch.device(execution.device).type, 0.0)
+    saved = _SAVED_ON_CUDA if torch.device(execution.device).type == "cuda" else 0.0
     layers = sum(1 for each in module.modules() if each._parameters)
     seconds = _BASE_SECONDS + _SECONDS_PER_LAYER * layers
     return operations / 1e12 * saved > seconds
@@ -188,7 +188,7 @@ class FastForward:
             try:
                 changed = _graph_of(self._plain, folded=self.form.folded)
             except Exception as error:  # tracing runs the module's own code, which may raise anything
-                self.notes.append(f"it could be neither folded nor packed ({_said(error)})")
+                self.notes.append(f"it could be neither folded nor packed ({first_line(error)})")
                 self.form = dataclasses.replace(self.form, folded=False, packed=False)
         if not self.form.changes:
             return self._plain
@@ -228,18 +228,13 @@ class FastForward:
                 return self._call(images)
             except Exception as error:  # compilers fail in many ways, and none of them is the user's
                 what = "packing" if self.form.packed else "compiling"
-                self.notes.append(f"{what} failed ({_said(error)}), so it runs without that")
+                self.notes.append(f"{what} failed ({first_line(error)}), so it runs without that")
                 self.form = dataclasses.replace(self.form, packed=False, compiled=False)
                 self._module = self._arranged()
                 self._call = self._as_it_is
                 return self._call(images)
             finally:
                 self._tried = True
-
-
-def _said(error: Exception) -> str:
-    """Return the first line of an error's text, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _tensor_of(output: Any) -> Tensor:
@@ -277,7 +272,7 @@ def why_not_fast(forward: FastForward, module: nn.Module, images: Tensor) -> str
     try:
         fast = forward(images).float()
     except (RuntimeError, TypeError, ValueError) as error:
-        return f"its fast form failed ({_said(error)})"
+        return f"its fast form failed ({first_line(error)})"
     exact = _tensor_of(module(images)).float()
     if fast.shape != exact.shape:
         return f"its fast form gives the shape {list(fast.shape)} instead of {list(exact.shape)}"

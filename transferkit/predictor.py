@@ -44,7 +44,8 @@ class Predictor:
         model: A model with a spec.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        compile: ``True``, ``False``, or ``"auto"`` for calls with so many images that it pays.
+        compile: ``True``, ``False``, or ``"auto"`` for calls with so many images that it
+            pays, which is nowhere on a CPU.
         execution: How to run instead of the three before; see ``resolve_execution``.
         batch_size: Images that go through the model at once.
         workers: Number of decoding threads; ``None`` stands for one for each processor.

@@ -85,7 +85,8 @@ class Execution:
         if isinstance(self.compile, bool):
             compiled = "compiled" if self.compile else "not compiled"
         folded = "batch norm folded" if self.fold else "batch norm as it is"
-        if self.fold and self.device == "cpu":
+        packs = self.device == "cpu" and self.channels_last and self.precision != "fp16"
+        if self.fold and packs and self.compile is not True:
             folded += ", convolutions packed"
         return (
             f"{place}, {self.precision} ({self.reason}), {layout}; what is frozen: {folded}, {compiled}; "

@@ -53,7 +53,7 @@ class Trainer:
         callbacks: Told of phases, epochs and steps.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"`` (bfloat16 where the hardware computes it), ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        compile: Whether what is frozen is compiled, and on an accelerator the training steps too:
+        compile: Whether what is frozen is compiled, and on a GPU the steps that train on images too:
             ``True``, ``False``, or ``"auto"`` for where it pays, which is nowhere on a CPU.
         execution: How to run instead of the three before; see ``resolve_execution``.
         seed: What the order of images, augmentation and dropout follow from.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
 import transferkit as tk
 from transferkit.runtime import Execution, why_not_compile
-from transferkit.training.compiled_steps import CompiledSteps, compiles_steps
+from transferkit.training.compiled_steps import CompiledSteps, compiles_steps, released_at_the_end
 
 CUDA = Execution("cuda:0", "bf16", channels_last=True)
 PREFIX = "Training runs uncompiled, and so more slowly than it could: "
@@ -46,22 +48,22 @@ def through(steps, *sizes):
     return [len(steps(torch.zeros(size, 4))) for size in sizes]
 
 
-def test_batches_of_the_usual_size_are_compiled_and_smaller_ones_are_not(compiler):
-    steps = CompiledSteps(nn.Linear(4, 2), graphs=True)
-    assert through(steps, 8, 8, 3, 8, 1) == [8, 8, 3, 8, 1]
+def test_batches_of_the_given_size_are_compiled_and_others_are_not(compiler):
+    steps = CompiledSteps(nn.Linear(4, 2), 8, graphs=True)
+    assert through(steps, 3, 8, 8, 9, 8, 1) == [3, 8, 8, 9, 8, 1]
     assert compiler.sizes == [8, 8, 8]
 
 
-def test_a_larger_batch_makes_its_size_the_usual_one(compiler):
-    steps = CompiledSteps(nn.Linear(4, 2), graphs=True)
-    assert through(steps, 3, 8, 3, 8) == [3, 8, 3, 8]
-    assert compiler.sizes == [3, 8, 8]
+def test_where_no_size_is_given_it_is_that_of_the_first_batch(compiler):
+    steps = CompiledSteps(nn.Linear(4, 2), None, graphs=True)
+    assert through(steps, 8, 9, 8, 3) == [8, 9, 8, 3]
+    assert compiler.sizes == [8, 8]
 
 
 def test_it_is_compiled_once_for_one_shape_and_as_a_graph_where_that_may_be(compiler):
     module = nn.Linear(4, 2)
-    CompiledSteps(module, graphs=True)
-    CompiledSteps(module, graphs=False)
+    CompiledSteps(module, None, graphs=True)
+    CompiledSteps(module, None, graphs=False)
     assert compiler.options == [
         {"dynamic": False, "mode": "reduce-overhead"},
         {"dynamic": False, "mode": None},
@@ -79,7 +81,7 @@ def test_it_is_compiled_once_for_one_shape_and_as_a_graph_where_that_may_be(comp
 def test_a_compiler_that_fails_is_told_once_and_the_module_runs(error, reason, compiler):
     compiler.fails = [error]
     module = nn.Linear(4, 2)
-    steps = CompiledSteps(module, graphs=True)
+    steps = CompiledSteps(module, None, graphs=True)
     inputs = torch.randn(8, 4)
     with pytest.warns(UserWarning, match=f"^{PREFIX}{reason}[.]$") as told:
         output = steps(inputs)
@@ -89,14 +91,46 @@ def test_a_compiler_that_fails_is_told_once_and_the_module_runs(error, reason, c
     assert compiler.sizes == [8]
 
 
+def test_a_compiler_that_fails_in_the_pass_backward_is_told_too(monkeypatch):
+    def fails(graph, inputs):
+        raise RuntimeError("no such kernel")
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=fails)
+    compile_with = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile_with(module, dynamic=False))
+    module = nn.Linear(4, 2)
+    steps = CompiledSteps(module, None, graphs=False)
+    with pytest.warns(UserWarning, match=PREFIX):
+        steps(torch.ones(8, 4)).sum().backward()
+    torch.testing.assert_close(module.weight.grad, torch.full((2, 4), 8.0))
+
+
+def test_memory_that_is_exhausted_is_no_failure_of_the_compiler(compiler):
+    compiler.fails = [torch.OutOfMemoryError("CUDA out of memory")]
+    with pytest.raises(torch.OutOfMemoryError):
+        CompiledSteps(nn.Linear(4, 2), None, graphs=True)(torch.zeros(8, 4))
+
+
+def test_what_was_compiled_is_given_up_at_the_end(compiler, monkeypatch):
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    with released_at_the_end(None):
+        pass
+    assert resets == []
+    steps = CompiledSteps(nn.Linear(4, 2), None, graphs=True)
+    with pytest.raises(KeyboardInterrupt), released_at_the_end(steps):
+        raise KeyboardInterrupt
+    assert resets == [1]
+
+
 def test_an_error_of_the_module_is_the_modules_own(compiler):
-    steps = CompiledSteps(nn.Linear(4, 2), graphs=True)
+    steps = CompiledSteps(nn.Linear(4, 2), None, graphs=True)
     with pytest.warns(UserWarning, match=PREFIX), pytest.raises(RuntimeError, match="shapes cannot be"):
         steps(torch.zeros(8, 5))
 
 
 def test_an_error_of_a_later_batch_is_no_failure_of_the_compiler(compiler):
-    steps = CompiledSteps(nn.Linear(4, 2), graphs=True)
+    steps = CompiledSteps(nn.Linear(4, 2), None, graphs=True)
     steps(torch.zeros(8, 4))
     with pytest.raises(RuntimeError, match="shapes cannot be"):
         steps(torch.zeros(8, 5))
@@ -109,7 +143,7 @@ def test_the_module_trains_through_it_and_keeps_its_names(compiler):
     twin = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     twin.load_state_dict(module.state_dict())
     inputs = torch.randn(8, 4)
-    for forward in (CompiledSteps(module, graphs=False), twin):
+    for forward in (CompiledSteps(module, None, graphs=False), twin):
         F.cross_entropy(forward(inputs), torch.arange(8) % 2).backward()
     assert list(module.state_dict()) == names
     for one, other in zip(module.parameters(), twin.parameters(), strict=True):
@@ -120,7 +154,7 @@ def test_the_module_trains_through_it_and_keeps_its_names(compiler):
 @pytest.mark.skipif(why_not_compile(torch.device("cpu")) is not None, reason="needs a C++ compiler")
 def test_what_a_compiler_really_makes_gives_the_same_outputs_and_gradients():
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    steps = CompiledSteps(module, graphs=False)
+    steps = CompiledSteps(module, None, graphs=False)
     inputs, targets = torch.randn(8, 4), torch.arange(8) % 2
     wanted = torch.autograd.grad(F.cross_entropy(module(inputs), targets), list(module.parameters()))
     output = steps(inputs)

@@ -13,7 +13,7 @@ from transferkit.backbones.spec import Stage, set_spec
 from transferkit.errors import DataError
 from transferkit.features import stored
 from transferkit.inference import small_execution
-from transferkit.training import loop, phase_batches
+from transferkit.training import loop
 
 QUIET = {"progress": False, "precision": "fp32"}
 
@@ -102,34 +102,6 @@ def test_training_a_stage_on_stored_outputs_is_training_it_through_the_model(
     assert [row["val_accuracy"] for row in first] == [row["val_accuracy"] for row in second]
     assert not torch.equal(on_stored.second[1].running_mean, staged().second[1].running_mean.to(device))
     assert torch.equal(on_stored.first[1].running_mean.cpu(), staged().first[1].running_mean)
-
-
-@pytest.mark.parametrize(("dropout", "sampling"), [(0.0, "shuffle"), (0.5, "shuffle"), (0.0, "balanced")])
-def test_what_is_frozen_runs_by_itself_where_images_vary(
-    dropout, sampling, tiny_part, device, monkeypatch, note_of
-):
-    part, val = tiny_part(30), tiny_part(12, seed=1, name="val")
-    phase = tk.Phase(
-        train=SECOND, epochs=3, optimizer="sgd", lr=0.05, augmentation="light", sampling=sampling
-    )
-    apart, whole = staged(dropout), staged(dropout)
-    second = tk.Trainer(whole, recipe=phase, batch_size=8, device=device, **QUIET).fit(part, val)
-    monkeypatch.setattr(phase_batches, "_PAYS", {})
-    first = tk.Trainer(apart, recipe=phase, batch_size=8, device=device, **QUIET).fit(part, val)
-    for name, value in apart.state_dict().items():
-        torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-4, atol=1e-5)
-    assert [row["val_accuracy"] for row in first] == [row["val_accuracy"] for row in second]
-    assert [row["train_accuracy"] for row in first] == [row["train_accuracy"] for row in second]
-    assert torch.equal(apart.first[1].running_mean.cpu(), staged().first[1].running_mean)
-    note = note_of(staged(), phase, part, device=device)
-    assert "on images, light; what is frozen, before 'second', runs by itself (fp32, folded" in note
-
-
-def test_a_model_that_cannot_be_cut_runs_whole_where_images_vary(note_of, monkeypatch):
-    monkeypatch.setattr(phase_batches, "_PAYS", {})
-    monkeypatch.setattr(stored, "why_not_split", lambda *arguments: "the test forbids it")
-    phase = tk.Phase(train=SECOND, augmentation="light")
-    assert note_of(staged(), phase).endswith("on images, light: the test forbids it")
 
 
 STORED, SECOND = "on stored outputs of what is frozen", ("second", "head")

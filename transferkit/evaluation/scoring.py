@@ -128,7 +128,7 @@ def evaluate(
         batch_size: Images in a batch; it changes the speed and nothing else.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        compile: ``True``, ``False``, or ``"auto"`` for where it pays.
+        compile: ``True``, ``False``, or ``"auto"`` for where it pays, which is nowhere on a CPU.
         execution: How to run instead of the three before; see ``resolve_execution``.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
         on_error: What an image that cannot be decoded does: ``"raise"``, or ``"skip"`` to be left

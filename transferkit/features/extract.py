@@ -76,7 +76,7 @@ def extract_features(
             whose images are the same each time.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` …
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``; features are float32 in any case.
-        compile: ``True``, ``False``, or ``"auto"`` for where it pays.
+        compile: ``True``, ``False``, or ``"auto"`` for where it pays, which is nowhere on a CPU.
         execution: How to run instead of the three before; see ``resolve_execution``.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
         on_error: What an image that cannot be decoded does: ``"raise"``, or ``"skip"`` to be left

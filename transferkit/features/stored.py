@@ -74,7 +74,6 @@ class FrozenPrefix:
         execution: How the run as a whole was decided to be executed.
         images: How many images there are in all; compiling has to pay for these.
         name: What the store calls the model.
-        batch_size: Images that go through at once.
 
     Attributes:
         note: How the outputs came to be, in a few words.
@@ -88,7 +87,6 @@ class FrozenPrefix:
         *,
         images: int,
         name: str = "custom",
-        batch_size: int = BATCH_SIZE,
     ) -> None:
         self.split = split
         self.execution = execution
@@ -97,15 +95,12 @@ class FrozenPrefix:
         self._images = images
         self._preprocessing = preprocessing
         self._work = work_of(split.prefix, preprocessing.size)
-        self.form = choose_form(split.prefix, execution, operations=self.operations, batch_size=batch_size)
+        self.form = choose_form(
+            split.prefix, execution, operations=images * self._work.operations, batch_size=BATCH_SIZE
+        )
         self._forward: FastForward | None = None
         self._fingerprint: str | None = None
         self._storable = True
-
-    @property
-    def operations(self) -> int:
-        """Floating-point operations for all images together."""
-        return self._images * self._work.operations
 
     @property
     def bytes_per_image(self) -> int:
@@ -246,19 +241,6 @@ class FrozenPrefix:
                     self._check(batch.inputs[:_CHECKED])
                 assert self._forward is not None
                 yield self._forward(batch.inputs).to("cpu", self._dtype)
-
-    def forward(self, source: ImageBatches) -> FastForward:
-        """Return what computes the outputs, for images that are not the same again.
-
-        Args:
-            source: Gives images as the model takes them; the first few are looked at.
-
-        Raises:
-            Unfit: The model cannot be cut as it was; it must run whole.
-        """
-        self._prepare(source)
-        assert self._forward is not None
-        return self._forward
 
     def _prepare(self, source: ImageBatches) -> None:
         """Make sure that the frozen part is ready, on the first images of a source."""

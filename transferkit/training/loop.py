@@ -25,6 +25,7 @@ from transferkit.seeding import stream
 from transferkit.training.activations import computed_again
 from transferkit.training.averaging import AveragedWeights
 from transferkit.training.callbacks import Callback
+from transferkit.training.compiled_steps import CompiledSteps
 from transferkit.training.keeping import Keeper
 from transferkit.training.mixing import Mixing
 from transferkit.training.norm_folding import NormFolding
@@ -73,7 +74,7 @@ class PhaseTools:
     mixing: Mixing | None = None
     blocks: Sequence[nn.Module] = ()
     folding: NormFolding | None = None
-    forward: Callable[[Tensor], Any] | None = None
+    forward: CompiledSteps | None = None
 
 
 def steps_of(source: BatchSource, phase: Phase) -> int:
@@ -177,9 +178,9 @@ def run_epoch(
     if _reading_waits(device) and _is_fused(tools.optimizer):
         watch = _Watch(device, phase, tools, progress)
     tools.module.train()
-    # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
     if tools.folding is not None:
         tools.folding.refresh()
+    # Dropout draws from a stream of its own for each step, and the caller's state is left alone.
     with _own_random_state(device), computed_again(tools.blocks):
         for update, batches in _updates(phase, tools, progress, seed):
             if tools.folding is not None:

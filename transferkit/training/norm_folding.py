@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from transferkit.backbones.spec import unwrapped
-from transferkit.checks import warn_caller
+from transferkit.checks import first_line, warn_caller
 from transferkit.classification import logits_of
 from transferkit.features.frozen_graph import TracedModel, Untraceable, acts_differently, mode_of, trace_model
 from transferkit.modes import is_held
@@ -99,8 +99,7 @@ class NormFolding:
         try:
             reason = self._why_not(inputs[:_CHECKED].float())
         except Exception as error:  # a model may do for its usual batches alone
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            reason = f"a part of a batch cannot go through the model in inference mode ({lines[0][:200]})"
+            reason = f"a part of a batch cannot go through the model in inference mode ({first_line(error)})"
         if reason is not None:
             self._folds = False
             warn_caller(f"Batch norm is not folded, so that training is slower than it could be: {reason}.")
@@ -182,7 +181,7 @@ def _pairs(module: nn.Module) -> list[Pair]:
 
 
 def _is_wrapped(module: nn.Module) -> bool:
-    # A compiler does as much by itself; data parallelism runs copies, which would use these weights.
+    # A compiler fuses it by itself; data parallelism runs copies, which would use these weights.
     return unwrapped(module) is not module or module._compiled_call_impl is not None
 
 

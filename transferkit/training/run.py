@@ -25,7 +25,7 @@ from transferkit.training.batch_size import largest_batch_size
 from transferkit.training.best import BestWeights
 from transferkit.training.callbacks import Callback
 from transferkit.training.checkpoint_files import Checkpoint, CheckpointFolder
-from transferkit.training.compiled_steps import CompiledSteps, compiles_steps
+from transferkit.training.compiled_steps import CompiledSteps, compiles_steps, released_at_the_end
 from transferkit.training.data import TrainingData
 from transferkit.training.freeze_plan import apply_plan
 from transferkit.training.history import History
@@ -157,7 +157,7 @@ class Run:
             progress = self._resume_tools(tools, self._resumed)
             self._resumed = None
         self._tools = tools
-        with tools.execution.arithmetic():
+        with tools.execution.arithmetic(), released_at_the_end(tools.forward):
             if phase.solver == "lbfgs":
                 row: dict[str, Any] = {"epoch": epochs_of(self.phases[:number])}
                 with self._keeper.interruptible():
@@ -277,7 +277,7 @@ class Run:
             averages=AveragedWeights(self.model, phase.ema) if phase.ema else None,
             mixing=Mixing(phase.mix, phase.mix_alpha) if phase.mix is not None else None,
             blocks=blocks_of(self.model) if phase.checkpoint_activations else (),
-            # A compiler does as much by itself.
+            # A compiler fuses batch norm with what is around it by itself.
             folding=NormFolding(module, execution) if compiled is None else None,
             forward=compiled,
         )
@@ -290,7 +290,9 @@ class Run:
         images = None if samples is None else phase.epochs * samples
         if not compiles_steps(self.model, self.execution, images):
             return None
-        return CompiledSteps(self.model, graphs=phase.accumulate == 1)
+        # A loader has a batch size of its own.
+        batch_size = None if self.data.train_part is None else self.data.batch_size
+        return CompiledSteps(self.model, batch_size, graphs=phase.accumulate == 1)
 
     def _save(self, progress: Progress | None) -> str:
         """Write a checkpoint of a place in the present phase, or before it."""
