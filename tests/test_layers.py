@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[1]
 
 # A folder stands for all that is in it. A new module needs a place here before it passes.
 LAYERS = {
-    0: "checks errors files registry seeding",
+    0: "checks errors files kept_memory registry seeding",
     1: "augmentation_ops augmentations backbones batch_norm classification datasets freezing head_paths "
     "heads inference loading model_summary modes module_tree packing param_groups runtime saved_model "
     "tracing trivial_augment",

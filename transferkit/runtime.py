@@ -19,6 +19,7 @@ from torch import nn
 
 from transferkit.checks import check_choice, check_int, check_module, require
 from transferkit.errors import ArgumentError
+from transferkit.kept_memory import freed_memory_kept
 from transferkit.registry import shown
 
 M = TypeVar("M", bound=nn.Module)
@@ -111,13 +112,19 @@ class Execution:
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Use the record's threads, and on CUDA in ``"fp32"`` whole factors, for as long as it lasts."""
+        """Use the record's threads, and on CUDA in ``"fp32"`` whole factors, for as long as it lasts.
+
+        On a CPU the memory of what is freed meanwhile is kept; see ``kept_memory``.
+        """
         threads = torch.get_num_threads()
         if self.device == "cpu" and threads != self.threads:
             torch.set_num_threads(self.threads)
         exact = self.precision == "fp32" and self.device != "cpu"
         try:
-            with whole_factors() if exact else nullcontext():
+            with (
+                whole_factors() if exact else nullcontext(),
+                freed_memory_kept() if self.device == "cpu" else nullcontext(),
+            ):
                 yield
         finally:
             if torch.get_num_threads() != threads:
