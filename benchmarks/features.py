@@ -30,6 +30,7 @@ from benchmarks import common, measure, models
 from benchmarks.common import cell, note, statistic
 from benchmarks.handwritten import Forward, feature_forms
 from transferkit.features.split import split_model
+from transferkit.features.stored import BATCH_SIZE
 from transferkit.inference import FastForward, choose_form
 from transferkit.runtime import resolve_execution, why_not_compile
 
@@ -133,7 +134,8 @@ def measure_model(options: argparse.Namespace, backbone: str, weights: Path) -> 
     runs: dict[str, Callable[[int], float]] = {
         name: partial(ready_rate, form, batches, device) for name, form in forms.items()
     }
-    count = options.batch_size * (options.batches + measure.WARM_UP + 1)
+    # The library takes batches of its own; a rate needs some of them.
+    count = max(options.batch_size, BATCH_SIZE) * (options.batches + measure.WARM_UP + 1)
     runs[FROM_IMAGES] = Extraction(ours(), count, device, compiled=ours_compiled)
     rates = common.alternate(runs, options.repeats)
     by_hand = [name for name in forms if not name.startswith(READY)]
