@@ -54,8 +54,8 @@ def page_faults(count=5, *, megabytes=64):
 def test_tensors_that_come_and_go_take_the_same_pages():
     outside = page_faults()
     with freed_memory_kept():
-        page_faults(1)
-        inside = page_faults()
+        # At first the heap may have no room of that size in one piece.
+        inside = min(page_faults() for _ in range(4))
     assert outside > 5 * 64 * 2**20 / resource.getpagesize() / 600  # pages may be huge ones
     assert inside < outside / 10
 
