@@ -101,3 +101,14 @@ class Own(nn.Module):
 
     def forward(self, images):
         return self.function(images)
+
+
+def random_statistics(model):
+    """Batch norm that has seen images, so that folding it wrongly would show."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+    return model.eval()

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torchvision
+from packed_nets import FP32, random_statistics
 from torch import nn
 
 from transferkit import inference
@@ -19,20 +20,7 @@ from transferkit.inference import (
     why_not_fast,
     work_of,
 )
-from transferkit.runtime import Execution, resolve_execution, why_not_compile
-
-FP32 = Execution("cpu", "fp32", channels_last=True, compile=False)
-
-
-def random_statistics(model):
-    """Batch norm that has seen images, so that folding it wrongly would show."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-    return model.eval()
+from transferkit.runtime import resolve_execution, why_not_compile
 
 
 def small_network():

@@ -8,7 +8,18 @@ import threading
 import pytest
 import torch
 import torchvision
-from packed_nets import FP32, IMAGES, PACKED, Residual, Written, assert_same, distance, given, layers_of
+from packed_nets import (
+    FP32,
+    IMAGES,
+    PACKED,
+    Residual,
+    Written,
+    assert_same,
+    distance,
+    given,
+    layers_of,
+    random_statistics,
+)
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -181,7 +192,7 @@ def test_sums_at_a_single_place_stay_apart(written):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_module_and_the_images_stay_as_they_are_to_the_bit(channels_last):
-    module = varied(torchvision.models.resnet18(weights=None))
+    module = random_statistics(torchvision.models.resnet18(weights=None))
     state = {name: value.clone() for name, value in module.state_dict().items()}
     kinds = [type(each) for each in module.modules()]
     images = torch.randn(2, 3, 32, 32)
@@ -245,7 +256,7 @@ def test_every_mode_of_autograd_will_do(first):
 
 
 def test_threads_that_share_a_form_get_the_same():
-    module = varied(torchvision.models.resnet18(weights=None))
+    module = random_statistics(torchvision.models.resnet18(weights=None))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = module(images)
@@ -285,17 +296,6 @@ def test_what_can_be_packed(make, device, expected):
     assert can_pack(make(), device) is expected
 
 
-def varied(model):
-    """Batch norm that has seen images, so that folding it wrongly would show."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return model.eval()
-
-
 FAMILIES = [
     "resnet18",
     "mobilenet_v2",
@@ -315,7 +315,7 @@ FAMILIES = [
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_the_same_to_a_hundred_thousandth(name):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3", "vgg11_bn") else {}
-    model = varied(torchvision.models.get_model(name, weights=None, num_classes=10, **options))
+    model = random_statistics(torchvision.models.get_model(name, weights=None, num_classes=10, **options))
     images = torch.randn(3, 3, *([75] * 2 if name == "inception_v3" else [33] * 2))
     forward = FastForward(model, Form("fp32", True, False, 4, packed=True), FP32)
     with torch.no_grad():

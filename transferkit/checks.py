@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from transferkit.errors import ArgumentError, MissingExtraError
 from transferkit.registry import nearest, shown
@@ -42,32 +42,32 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
-def check_positive(owner: str, parameter: str, value: object) -> float:
+def check_positive(owner: str, parameter: str, value: Any) -> float:
     """Return ``value`` as a float if it is a positive finite number."""
     require(is_number(value) and float(value) > 0, owner, parameter, "a positive float", value)
-    return float(value)  # type: ignore[arg-type]  # reason: a number, or require has raised
+    return float(value)
 
 
-def check_non_negative(owner: str, parameter: str, value: object) -> float:
+def check_non_negative(owner: str, parameter: str, value: Any) -> float:
     """Return ``value`` as a float if it is a finite number of at least 0."""
     require(is_number(value) and float(value) >= 0, owner, parameter, "a float of at least 0", value)
-    return float(value)  # type: ignore[arg-type]  # reason: a number, or require has raised
+    return float(value)
 
 
-def check_between(owner: str, parameter: str, value: object, low: float, high: float) -> float:
+def check_between(owner: str, parameter: str, value: Any, low: float, high: float) -> float:
     """Return ``value`` as a float if ``low <= value < high``."""
     inside = is_number(value) and low <= float(value) < high
     require(inside, owner, parameter, f"a float of at least {low:g} and below {high:g}", value)
-    return float(value)  # type: ignore[arg-type]  # reason: a number, or require has raised
+    return float(value)
 
 
-def check_int(owner: str, parameter: str, value: object, minimum: int = 0) -> int:
+def check_int(owner: str, parameter: str, value: Any, minimum: int = 0) -> int:
     """Return ``value`` as an int if it is a whole number of at least ``minimum``, of 64 bits."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    require(whole and int(value) >= minimum, owner, parameter, f"an int of at least {minimum}", value)  # type: ignore[call-overload]  # reason: whole is True only of an Integral
+    require(whole and int(value) >= minimum, owner, parameter, f"an int of at least {minimum}", value)
     # Of a larger one torch and numpy would complain in words of their own.
-    require(int(value) < 2**63, owner, parameter, "an int below 2**63", value)  # type: ignore[call-overload]  # reason: whole is True only of an Integral
-    return int(value)  # type: ignore[call-overload, no-any-return]  # reason: whole is True only of an Integral
+    require(int(value) < 2**63, owner, parameter, "an int below 2**63", value)
+    return int(value)
 
 
 def check_choice(owner: str, parameter: str, value: object, choices: Iterable[str]) -> str:

@@ -93,8 +93,8 @@ def work_of(module: nn.Module, size: int) -> Work:
         try:
             # A copy without values: another thread may be using the module itself.
             output = _without_values(module)(torch.empty(1, 3, size, size, device="meta"))
-        except (RuntimeError, NotImplementedError, TypeError):
-            # A module that makes tensors of its own mixes devices; it is asked with a real image.
+        except (RuntimeError, NotImplementedError, TypeError):  # by tensors of its own, which mix devices
+            # It is asked with a real image.
             like = next(module.parameters(), torch.empty(0))
             output = module(torch.zeros(1, 3, size, size, device=like.device))
     shape = getattr(getattr(output, "logits", output), "shape", (1,))

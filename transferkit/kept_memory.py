@@ -29,9 +29,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Keep the memory that is freed in this process for as long as the context lasts, where it can be kept.
 
     glibc maps each large tensor anew and unmaps it when it is freed, and the system fills every page with
-    zeros when it is first touched. For the activations of a network that takes a tenth of the time of each
-    batch and, where the processor multiplies quickly, half of it. Where memory is managed in another way,
-    by another library or by the environment, nothing is changed.
+    zeros when it is first touched, which takes about a tenth of the time of a batch. Where memory is managed
+    in another way, by another library or by the environment, nothing is changed.
 
     >>> with freed_memory_kept():
     ...     pass

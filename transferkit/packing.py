@@ -1,8 +1,8 @@
 """Convolutions whose weights are laid out for the CPU beforehand, each in one operation with what follows it.
 
 torch's own convolutions lay out their weights anew in each call, and every activation or sum after them
-reads and writes all of a map once more. oneDNN, which computes them, does both in passing; torch's compiler
-calls these operations too, but takes many seconds where this takes less than one.
+reads and writes all of a map once more. oneDNN, which computes them, does both in passing. torch's compiler
+reaches as much, but takes many seconds where this takes less than one.
 """
 
 from __future__ import annotations
