@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -225,7 +225,8 @@ def _build(head: Head, features: _Features, num_classes: int, dropout: float) ->
     wanted = "'linear', 'mlp', a torch.nn.Module or a callable (in_features, num_classes) -> torch.nn.Module"
     require(known, "replace_head", "head", wanted, head)
     require(dropout == 0, "replace_head", "dropout", "0 beside a head of your own", dropout)
-    new = head if isinstance(head, nn.Module) else head(features.inputs, num_classes)  # type: ignore[operator]  # reason: called only if it is callable
+    build: Any = head
+    new = head if isinstance(head, nn.Module) else build(features.inputs, num_classes)
     require(isinstance(new, nn.Module), "replace_head", "head", wanted, new)
     (inputs, spatial), (outputs, _) = _edge(new, last=False), _edge(new, last=True)
     if inputs is not None and spatial != features.spatial:

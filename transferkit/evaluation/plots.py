@@ -101,7 +101,8 @@ def plot_confusion_matrix(report: Report) -> Figure:
     left: Any = figure
     right: Any = None
     if pairs:
-        left, right = figure.subfigures(1, 2, width_ratios=(width, beside))  # type: ignore[misc]  # reason: an array
+        panels: Any = figure.subfigures(1, 2, width_ratios=(width, beside))
+        left, right = panels
     axes = left.subplots()
     shares = _shares(matrix)
     # The square root brings out confusions of a few per cent.

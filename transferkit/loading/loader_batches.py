@@ -55,8 +55,9 @@ class LoaderBatches:
         self._num_classes = num_classes
 
     def __len__(self) -> int:
+        loader: Any = self.loader  # which may be without a length
         try:
-            return len(self.loader)  # type: ignore[arg-type]  # reason: one without a length is told below
+            return len(loader)
         except TypeError:
             raise DataError(
                 "A loader must have a length, from which schedules follow. "
