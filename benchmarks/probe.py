@@ -11,8 +11,8 @@ head for ``--epochs`` epochs and measures its accuracy on the test images at the
 - fastai, huggingface: skipped by name where they are not installed
 - transferkit-cold: with empty caches
 - transferkit-warm: another head on the same images, after a first run
-- transferkit-adapted: with empty caches, and batch norm's statistics measured on the images first, as the
-  plain loop's training mode does unasked
+- transferkit-unadapted: with empty caches, and batch norm's statistics left alone where they are foreign to
+  the images; the plain loop's training mode adapts them, and transferkit does in such a case
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.images import make_data_set, read_all
 
 # What a variant needs beside torch, torchvision and transferkit.
 SLOW = {"plain": (), "fastai": ("fastai",), "huggingface": ("transformers", "accelerate")}
-VARIANTS = (*SLOW, "transferkit-cold", "transferkit-warm", "transferkit-adapted")
+VARIANTS = (*SLOW, "transferkit-cold", "transferkit-warm", "transferkit-unadapted")
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -100,10 +100,10 @@ class TransferkitRuns:
         other = self._options | {"head": "mlp", "lr": 1e-3}
         return common.run_variant("train_transferkit", other, env=self._caches(number))
 
-    def adapted(self, number: int) -> ChildRun:
-        """Run with empty caches and with statistics of batch norm that are measured first."""
-        caches = common.cache_variables(self._folder / f"adapted{number}")
-        return common.run_variant("train_transferkit", self._options | {"adapt": 1}, env=caches)
+    def unadapted(self, number: int) -> ChildRun:
+        """Run with empty caches and with the statistics of batch norm that were loaded."""
+        caches = common.cache_variables(self._folder / f"unadapted{number}")
+        return common.run_variant("train_transferkit", self._options | {"adapt": "no"}, env=caches)
 
     def _caches(self, number: int) -> dict[str, str]:
         return common.cache_variables(self._folder / f"round{number}")

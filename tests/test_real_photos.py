@@ -56,3 +56,20 @@ def test_folders_of_photos_become_a_table(real_data, tmp_path, capsys):
     right = sum(f"/{row['label']}/" in row["path"] for row in rows)
     report = json.loads((run / "report.json").read_text())
     assert abs(right / 153 - report["accuracy"]) <= 0.01
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_weights_for_much_smaller_images_are_as_good_at_twice_their_size(real_data, tmp_path, capsys):
+    data = ["train", str(real_data / "data" / "cats_dogs"), *label_options("cats_dogs")]
+    arguments = [*data, *model_options(real_data), "--image-size", "128", "--recipe", "linear-probe"]
+    accuracy = {}
+    for choice in ("auto", "no"):
+        run = tmp_path / choice
+        more = ["--adapt-batch-norm", choice, "--quiet", "--json", "--out", str(run)]
+        assert main([*arguments, *more]) == 0
+        accuracy[choice] = json.loads(capsys.readouterr().out)["report"]["accuracy"]
+        adapted = json.loads((run / "config.json").read_text())["batch_norm"]
+        assert (adapted is not None) == (choice == "auto")
+    # 79.4% and 89.4% of 160 photos when the rule was made.
+    assert accuracy["auto"] >= accuracy["no"] + 0.05

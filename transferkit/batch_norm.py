@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferkit.backbones.spec import spec_of
 from transferkit.checks import check_int, check_module
+from transferkit.datasets.base import Part
 from transferkit.errors import ArgumentError
+from transferkit.loading.batches import Batch
 from transferkit.loading.sources import image_batches, part_of
 from transferkit.modes import modes_kept
-from transferkit.runtime import resolve_execution
+from transferkit.runtime import Execution, resolve_execution
 
 
-@torch.no_grad()
 def adapt_batch_norm(
     model: nn.Module,
     data: Any,
@@ -30,9 +32,11 @@ def adapt_batch_norm(
 ) -> nn.Module:
     """Measure the means and variances of a model's batch norm anew, on images of your own.
 
-    A frozen backbone keeps the statistics of the images that it was pretrained on. Where things appear much
-    larger in yours, because the image size is 1.5 times the weights' own or more, its features fit worse
-    than they could, and this mends it. Labels play no role, and weights stay as they are.
+    A frozen backbone keeps the statistics of the images that it was pretrained on. Where yours are darker,
+    have less contrast or are shown larger, its features may fit worse than they could, and this mends it.
+    Where they are like those, it takes some of what the weights have learned, so a comparison is worth its
+    time. ``Trainer`` does it unasked where statistics are foreign to the images beyond doubt. Labels play no
+    role, and weights stay as they are.
 
     Args:
         model: A model with a spec; its statistics change in place, frozen or not.
@@ -61,9 +65,7 @@ def adapt_batch_norm(
     count = check_int("adapt_batch_norm", "images", images, 2)
     seed = check_int("adapt_batch_norm", "seed", seed)
     preprocessing = spec_of(model).preprocessing
-    norms = [
-        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    norms = measured_norms(model)
     if not norms:
         raise ArgumentError(
             f"The 'model' parameter of adapt_batch_norm must be a model with batch norm. "
@@ -74,11 +76,10 @@ def adapt_batch_norm(
         raise ArgumentError(
             "The 'data' parameter of adapt_batch_norm must be images. Got tensors ready for a model instead."
         )
-    chosen = np.random.default_rng(seed).permutation(len(part))[:count]
     execution = resolve_execution(model, device=device, precision=precision, compile=False)
     execution.place(model)
     batches = image_batches(
-        part.take(np.sort(chosen)),
+        drawn(part, count, seed),
         preprocessing,
         execution,
         # Shuffled, so that a last batch of one joins the one before it, which batch norm needs.
@@ -87,17 +88,37 @@ def adapt_batch_norm(
         seed=seed,
         keep=False,
     )
+    with execution.arithmetic():
+        measure(model, norms, batches.epoch(0), execution)
+    return model
+
+
+def measured_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norm that keeps statistics, in the order of the model's modules."""
+    return [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+
+
+def drawn(part: Part, count: int, seed: int) -> Part:
+    """Return some images of a part, drawn at random and in their own order."""
+    chosen = np.random.default_rng(seed).permutation(len(part))[:count]
+    return part.take(np.sort(chosen))
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Batch], execution: Execution
+) -> None:
+    """Put the means over all batches into the statistics of some of a model's batch norm."""
     momenta = [norm.momentum for norm in norms]
-    with modes_kept(model), execution.arithmetic(), execution.autocast():
+    with modes_kept(model), execution.autocast():
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over all batches
             nn.Module.train(norm)  # not its own, which keeps what is frozen in inference mode
         try:
-            for batch in batches.epoch(0):
+            for batch in batches:
                 model(batch.inputs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    return model

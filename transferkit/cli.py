@@ -155,8 +155,11 @@ def _add_train(commands: _Commands) -> None:
     _add_weights(parser)
     add(
         "--adapt-batch-norm",
-        action="store_true",
-        help="measure the statistics of batch norm on your images first, for another size than the weights'",
+        nargs="?",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        const="yes",
+        help="measure the statistics of batch norm on your images first; auto: where features gain (auto)",
     )
     add("--recipe", default="lp-ft", metavar="NAME", help="see 'transferkit recipes' (lp-ft)")
     add("--epochs", type=int, metavar="N", help="in all phases together (the recipe's own)")

@@ -61,6 +61,9 @@ class Trainer:
         checkpoints: How often a run with a run directory is saved. While it trains there, SIGINT (Ctrl-C)
             and SIGTERM leave a checkpoint before they end it.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
+        adapt_batch_norm: Whether the statistics of batch norm are measured anew on 128 training images before
+            the first phase: ``True``, ``False``, or ``"auto"`` for where the head trains first and they are
+            so foreign to the images that what a layer is given varies ten times as much as in pretraining.
         on_error: ``"raise"`` ends the run with the first image that cannot be decoded; ``"skip"`` decodes
             all once beforehand, and leaves those out: a warning counts them, and the run directory
             lists them in ``skipped.csv``.
@@ -94,6 +97,7 @@ class Trainer:
         run_dir: str | os.PathLike[str] | None = None,
         checkpoints: Checkpoints | None = None,
         workers: int | None = None,
+        adapt_batch_norm: bool | str = "auto",
         on_error: str = "raise",
         progress: bool = True,
     ) -> None:
@@ -108,6 +112,9 @@ class Trainer:
         self.batch_size = batch_size if automatic else check_int("Trainer", "batch_size", batch_size, 1)
         self.seed = check_int("Trainer", "seed", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
+        valid = isinstance(adapt_batch_norm, bool) or adapt_batch_norm == "auto"
+        require(valid, "Trainer", "adapt_batch_norm", "True, False or 'auto'", adapt_batch_norm)
+        self.adapt_batch_norm = adapt_batch_norm
         check_choice("Trainer", "on_error", on_error, ON_ERROR)
         self.on_error = on_error
         valid = isinstance(callbacks, Iterable) and all(isinstance(each, Callback) for each in callbacks)
@@ -198,6 +205,7 @@ class Trainer:
             batch_size=self.batch_size,
             epochs=epochs,
             seed=self.seed,
+            adapt_batch_norm=self.adapt_batch_norm,
         )
         checkpoint = None
         if directory is not None and resume:
@@ -342,6 +350,7 @@ class Trainer:
             self.seed,
             config | {"settings": settings},
             self._run_directory,
+            self.adapt_batch_norm,
         )
 
     def _augmentation_of(self, phase: Phase, data: TrainingData) -> Augmentation | None:
@@ -369,6 +378,7 @@ class Trainer:
             "seed": self.seed,
             "workers": self.workers,
             "execution": self.execution.to_dict(),
+            "batch_norm": None,
             "decisions": [],
             "model": None if spec is None else spec_to_dict(spec),
             "data": record,

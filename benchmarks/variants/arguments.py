@@ -20,7 +20,7 @@ def read_options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--train", choices=("head", "all"), default="head")
     parser.add_argument("--head", default="linear", help="of transferkit")
-    parser.add_argument("--adapt", type=int, default=0, help="1: adapt_batch_norm of transferkit first")
+    parser.add_argument("--adapt", default="auto", help="auto, yes or no: adapt_batch_norm of transferkit")
     parser.add_argument("--solver", help="of transferkit; the recipe's own where left out")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--precision", default="auto")

@@ -35,8 +35,6 @@ def main() -> None:
         preprocessing=tk.Preprocessing(size=options.image_size),
     )
     tk.replace_head(model, len(splits.classes), classes=splits.classes, head=options.head)
-    if options.adapt:
-        tk.adapt_batch_norm(model, splits.train, device=options.device, precision=options.precision)
     recipe: str | tk.Phase = "linear-probe" if options.train == "head" else "fine-tune"
     if options.solver is not None:
         recipe = tk.Phase(train="head", epochs=options.epochs, solver=options.solver)
@@ -49,6 +47,7 @@ def main() -> None:
         callbacks=[notes],
         device=options.device,
         precision=options.precision,
+        adapt_batch_norm={"yes": True, "no": False}.get(options.adapt, "auto"),
         progress=False,
     )
     loaded = time.perf_counter()

@@ -30,6 +30,7 @@ def settings(*, train=None, val=None, phases=(HEAD, ALL), head=None, size=None, 
     spec = tk.spec_of(model)
     data = TrainingData(train or pixels(), val, spec.preprocessing, execution=execution)
     named = {"augmentation": None, "batch_size": 64, "epochs": None, "seed": 0}
+    named["adapt_batch_norm"] = "auto"
     return settings_of(model, phases, data, execution, **(named | given))
 
 

@@ -36,7 +36,6 @@ def train(options: Options) -> None:
 
     from transferkit.backbones.load import load_backbone
     from transferkit.backbones.spec import spec_of
-    from transferkit.batch_norm import adapt_batch_norm
     from transferkit.heads import replace_head
     from transferkit.run_outputs import write_figures, write_report
     from transferkit.trainer import Trainer
@@ -63,9 +62,6 @@ def train(options: Options) -> None:
     model = load_backbone(options.backbone, weights=weights, image_size=options.image_size)
     replace_head(model, len(splits.classes), classes=splits.classes)
     how = run_options(options, model)
-    if options.adapt_batch_norm:
-        with skip_hinted(options):
-            adapt_batch_norm(model, splits.train, seed=options.seed, device=options.device)
     board = TensorBoard(out / "tensorboard") if options.tensorboard else None
     trainer = Trainer(
         model,
@@ -77,6 +73,7 @@ def train(options: Options) -> None:
         run_dir=out,
         checkpoints=checkpoints,
         progress=not options.quiet,
+        adapt_batch_norm={"yes": True, "no": False}.get(options.adapt_batch_norm, "auto"),
         on_error=options.on_error,
         **how,
     )

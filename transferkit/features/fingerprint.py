@@ -29,12 +29,16 @@ class _Unknown(Exception):
     """Something on which outputs may depend cannot be told by its value."""
 
 
-def module_fingerprint(module: nn.Module) -> str | None:
+def module_fingerprint(module: nn.Module, *, without: nn.Module | None = None) -> str | None:
     """Return a hash of everything of a frozen module on which its outputs may depend.
 
     It covers names, types, shapes and values of frozen parameters and buffers, the structure, the
     attributes of each module, and for classes and functions from outside torch, torchvision and
     transferkit the file that defines them. What these import from other files is left out.
+
+    Args:
+        module: What is to be told from others.
+        without: A part of it that plays no role.
 
     Returns:
         32 hexadecimal digits, or ``None`` where something cannot be told: hooks, a ``forward``
@@ -45,8 +49,11 @@ def module_fingerprint(module: nn.Module) -> str | None:
     False
     """
     digest = hashlib.sha256()
+    left_out = set() if without is None else {*without.modules(), *without.parameters(), *without.buffers()}
     try:
         for name, each in module.named_modules():
+            if each in left_out:
+                continue
             digest.update(
                 f"{name} {type(each).__module__}.{type(each).__qualname__} {each.extra_repr()}".encode()
             )
@@ -56,6 +63,8 @@ def module_fingerprint(module: nn.Module) -> str | None:
         return None
     parameters = [(name, each) for name, each in module.named_parameters() if not each.requires_grad]
     for name, value in [*parameters, *module.named_buffers()]:
+        if value in left_out:
+            continue
         digest.update(name.encode() + _of_value(value))
     return digest.hexdigest()[:32]
 

@@ -212,12 +212,6 @@ class FrozenPrefix:
     def _recipe(self) -> dict[str, Any]:
         """Return everything that changes the bits of the outputs, besides the images themselves."""
         execution = self.execution
-        device = torch.device(execution.device)
-        unit = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else torch.backends.cpu.get_cpu_capability()
-        )
         return {
             "model": f"{self._name} at {self._preprocessing.size} px",
             "where": self.split.where,
@@ -225,7 +219,7 @@ class FrozenPrefix:
             "module": self._fingerprint,
             "preprocessing": self._preprocessing.to_dict(),
             "form": dataclasses.asdict(self.form),
-            "device": f"{device.type} {unit}",
+            "device": unit_of(execution.device),
             "channels_last": execution.channels_last,
             "threads": execution.threads,
             "decode": execution.decode,
@@ -267,6 +261,13 @@ class FrozenPrefix:
             notes = "; ".join(fast.notes if reason is None else [reason])
             warn_caller(f"The frozen part runs more slowly than it could: {notes}.")
         self._forward, self.form = fast, fast.form
+
+
+def unit_of(device: str) -> str:
+    """Return what computes, as far as its bits may depend on it, such as ``"cpu AVX512"``."""
+    kind = torch.device(device).type
+    unit = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{kind} {unit}"
 
 
 class Unfit(Exception):

@@ -37,6 +37,7 @@ class TrainingData:
 
     Attributes:
         seed: As given.
+        workers: As given.
         batch_size: As given; it may be changed before batches are asked for.
         keep: As given; it may be changed before batches are asked for.
         execution: As given; it may be changed before batches are asked for.
@@ -63,7 +64,7 @@ class TrainingData:
         self.keep = keep
         self._preprocessing = preprocessing
         self.execution = execution
-        self._workers = workers
+        self.workers = workers
         self._num_classes = num_classes
         self._pixels: dict[tuple[int, Preprocessing, bool], Pixels] = {}
 
@@ -172,7 +173,7 @@ class TrainingData:
                 part,
                 preprocessing,
                 augmentation,
-                workers=self._workers,
+                workers=self.workers,
                 decode=self.execution.decode,
                 keep=self.keep,
             )

@@ -12,6 +12,7 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec, unwrapped
+from transferkit.batch_norm import adapt_batch_norm
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Part
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DataError, DeviceMemoryError
@@ -34,6 +35,7 @@ from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_
 from transferkit.training.loop import PhaseTools, random_state_of, run_phase, steps_of
 from transferkit.training.mixing import Mixing
 from transferkit.training.norm_folding import NormFolding
+from transferkit.training.norm_statistics import suit_statistics
 from transferkit.training.optimizers import build_optimizer
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of
@@ -68,6 +70,8 @@ class Run:
         seed: What all random numbers follow from.
         config: What ``config.json`` holds; decisions are added to it.
         directory: Where it is written, if anywhere.
+        adapts: Whether batch norm's statistics are measured anew at the beginning; ``"auto"`` stands for
+            where a head trains first and they are foreign to the images.
         history: The rows so far.
         phase: Number of the phase that is next, or under way.
     """
@@ -82,6 +86,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     directory: RunDirectory | None
+    adapts: bool | str = False
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
@@ -109,6 +114,7 @@ class Run:
                 self.history.append(row)
             self.phase = int(state["phase"])
             self.config["decisions"] = checkpoint.config["decisions"][: self.phase]
+            self.config["batch_norm"] = checkpoint.config["batch_norm"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointCorruptError(
                 f"The checkpoint {checkpoint.path} is damaged: {error!r}."
@@ -146,7 +152,11 @@ class Run:
         phase, execution = self.phases[number], self.execution
         apply_plan(self.model, phase)
         with self._keeper.interruptible():
+            if number == 0 and self._resumed is None:
+                self.config["batch_norm"] = self._adapt(phase)
             batches = phase_batches(self.model, phase, self.data, execution, self.augmentation_of(phase))
+        if number == 0 and self.config["batch_norm"] is not None:
+            batches = dataclasses.replace(batches, how=f"{batches.how}; {self.config['batch_norm']}")
         phase, batches = self._solved_or_by_steps(number, batches)
         tools = self._build_tools(phase, batches)
         self._announce(number, phase, tools, batches.how)
@@ -165,6 +175,17 @@ class Run:
                 self._finish_epoch(row)
             else:
                 self._train(phase, tools, progress)
+
+    def _adapt(self, phase: Phase) -> str | None:
+        """Measure batch norm's statistics anew, if that is asked for or they are foreign to the images."""
+        part, execution = self.data.train_part, self.execution
+        if self.adapts is True:
+            device, precision = execution.device, execution.precision
+            adapt_batch_norm(self.model, self.data.train, device=device, precision=precision, seed=self.seed)
+            return "batch norm measured anew"
+        if not self.adapts or part is None or not phase.head_only or find_spec(self.model) is None:
+            return None
+        return suit_statistics(self.model, part, execution, seed=self.seed, workers=self.data.workers)
 
     def _solved_or_by_steps(self, number: int, batches: PhaseBatches) -> tuple[Phase, PhaseBatches]:
         """Let a phase that no solver can fit train by steps, and say why."""

@@ -21,7 +21,7 @@ from transferkit.training.phases import Phase
 # What else a record of how a model runs has may differ on another machine; the run's own is used there.
 _EXECUTION = ("device", "precision", "compile", "decode")
 # What a checkpoint has of its run's configuration: all that a resumed run takes from it.
-RESUMED = ("settings", "phases", "batch_size", "execution", "decisions")
+RESUMED = ("settings", "phases", "batch_size", "execution", "batch_norm", "decisions")
 # Values longer than this are cut in messages.
 _SHOWN = 80
 
@@ -36,9 +36,11 @@ def settings_of(
     batch_size: int | str,
     epochs: int | None,
     seed: int,
+    adapt_batch_norm: bool | str,
 ) -> dict[str, Any]:
     """Return everything on which the result of a run depends, by the name that a message gives it."""
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "epochs": epochs}
+    settings["adapt_batch_norm"] = adapt_batch_norm
     settings["augmentation"] = None if augmentation is None else augmentation.name
     settings |= {name: getattr(execution, name) for name in _EXECUTION}
     spec = find_spec(model)
