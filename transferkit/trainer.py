@@ -112,7 +112,8 @@ class Trainer:
         self.batch_size = batch_size if automatic else check_int("Trainer", "batch_size", batch_size, 1)
         self.seed = check_int("Trainer", "seed", seed)
         self.workers = None if workers is None else check_int("Trainer", "workers", workers)
-        valid = isinstance(adapt_batch_norm, bool) or adapt_batch_norm == "auto"
+        automatic = isinstance(adapt_batch_norm, str) and adapt_batch_norm == "auto"
+        valid = isinstance(adapt_batch_norm, bool) or automatic
         require(valid, "Trainer", "adapt_batch_norm", "True, False or 'auto'", adapt_batch_norm)
         self.adapt_batch_norm = adapt_batch_norm
         check_choice("Trainer", "on_error", on_error, ON_ERROR)

@@ -150,7 +150,7 @@ CALLS: dict[str, Call] = {
         lambda _: {"model": net(), "batch_size": 2, **HOW, "progress": False},
         RUNS
         | {"lr": OR_NONE, "augmentation": "None", "callbacks": "empty [] {}", "seed": "0"}
-        | {"run_dir": "None text", "progress": "True", "checkpoints": "None"},
+        | {"run_dir": "None text", "progress": "True", "checkpoints": "None", "adapt_batch_norm": "True"},
     ),
     "attach_spec": Call(
         tk.attach_spec,
