@@ -49,6 +49,12 @@ def test_weights_modes_and_what_is_frozen_stay_as_they_were():
     assert all(torch.equal(value, after[name]) for name, value in model.named_buffers())
 
 
+def test_what_is_unfrozen_afterwards_has_the_mode_that_was_asked_for():
+    model = tk.freeze(tk.load_backbone("mini", num_classes=2), except_="fc").train()
+    tk.adapt_batch_norm(model, dark_images())
+    assert all(module.training for module in tk.unfreeze(model).modules())
+
+
 def test_images_are_drawn_by_the_seed():
     part = dark_images(40)
 

@@ -35,8 +35,8 @@ def adapt_batch_norm(
     A frozen backbone keeps the statistics of the images that it was pretrained on. Where yours are darker,
     have less contrast or are shown larger, its features may fit worse than they could, and this mends it.
     Where they are like those, it takes some of what the weights have learned, so a comparison is worth its
-    time. ``Trainer`` does it unasked where statistics are foreign to the images beyond doubt. Labels play no
-    role, and weights stay as they are.
+    time. ``Trainer`` does it unasked where statistics are foreign to the images, by a rule that the page
+    on recipes gives. Labels play no role, and weights stay as they are.
 
     Args:
         model: A model with a spec; its statistics change in place, frozen or not.
@@ -108,8 +108,13 @@ def drawn(part: Part, count: int, seed: int) -> Part:
 def measure(
     model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Batch], execution: Execution
 ) -> None:
-    """Put the means over all batches into the statistics of some of a model's batch norm."""
+    """Put the means over all batches into the statistics of some of a model's batch norm.
+
+    What no batch reaches keeps its own, and all do if anything goes wrong.
+    """
+    kept = {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms}
     momenta = [norm.momentum for norm in norms]
+    reached = False
     with modes_kept(model), execution.autocast():
         model.eval()
         for norm in norms:
@@ -119,6 +124,10 @@ def measure(
         try:
             for batch in batches:
                 model(batch.inputs)
+            reached = True
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+                if not reached or not norm.num_batches_tracked:
+                    for buffer, before in zip(norm.buffers(), kept[norm], strict=True):
+                        buffer.copy_(before)

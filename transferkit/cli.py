@@ -155,11 +155,9 @@ def _add_train(commands: _Commands) -> None:
     _add_weights(parser)
     add(
         "--adapt-batch-norm",
-        nargs="?",
-        choices=("auto", "yes", "no"),
+        action=argparse.BooleanOptionalAction,
         default="auto",
-        const="yes",
-        help="measure the statistics of batch norm on your images first; auto: where features gain (auto)",
+        help="measure the statistics of batch norm on your images first (where they are foreign to them)",
     )
     add("--recipe", default="lp-ft", metavar="NAME", help="see 'transferkit recipes' (lp-ft)")
     add("--epochs", type=int, metavar="N", help="in all phases together (the recipe's own)")

@@ -56,12 +56,14 @@ def hold_frozen_modules(model: M) -> M:
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Give every module its own mode back at the end, where a caller has chosen some by hand too."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training, module.__dict__.get(_ASKED)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, mode in modes:
+        for module, mode, asked in modes:
             module.training = mode
+            if asked is not None and _ASKED in module.__dict__:
+                object.__setattr__(module, _ASKED, asked)
 
 
 def is_held(module: nn.Module) -> bool:

@@ -62,8 +62,9 @@ class Trainer:
             and SIGTERM leave a checkpoint before they end it.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
         adapt_batch_norm: Whether the statistics of batch norm are measured anew on 128 training images before
-            the first phase: ``True``, ``False``, or ``"auto"`` for where the head trains first and they are
-            so foreign to the images that what a layer is given varies ten times as much as in pretraining.
+            the first phase: ``True``, ``False``, or ``"auto"`` for where the head trains first, there are at
+            least 64 images, the same each time, and the statistics are foreign to them: what a layer is given
+            lies or varies so far from what it was given in pretraining (see the page on recipes).
         on_error: ``"raise"`` ends the run with the first image that cannot be decoded; ``"skip"`` decodes
             all once beforehand, and leaves those out: a warning counts them, and the run directory
             lists them in ``skipped.csv``.

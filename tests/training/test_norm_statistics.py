@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 from torch.distributions import Normal, kl_divergence
+from torch.utils.data import Dataset, TensorDataset
 
 import transferkit as tk
 from transferkit.batch_norm import measured_norms
-from transferkit.errors import ArgumentError, ResumeMismatchError
+from transferkit.errors import ArgumentError, ImageDecodeError, ResumeMismatchError
 from transferkit.loading.batches import Batch
 from transferkit.runtime import resolve_execution
 from transferkit.training import norm_statistics
 from transferkit.training.norm_statistics import divergence
 
 SPOILED = 500.0
+# Factors on both sides of the limit.
+BELOW, ABOVE = 20.0, 26.0
 
 
 class Notes(tk.Callback):
@@ -76,10 +82,16 @@ def test_foreign_statistics_become_those_of_the_images(recipe):
     assert all("batch norm" not in note for note in notes[1:])
 
 
+@pytest.mark.parametrize(("factor", "count"), [(ABOVE, 80), (SPOILED, 64)])
+def test_the_limits(factor, count):
+    assert "batch norm measured anew" in fit(net(factor), digits(count))[0]
+
+
 @pytest.mark.parametrize(
     ("factor", "count", "given"),
     [
         (1.0, 80, {}),  # statistics of the weights, which are not foreign to digits
+        (BELOW, 80, {}),
         (SPOILED, 63, {}),  # too few images to measure on
         (SPOILED, 80, {"adapt_batch_norm": False}),
     ],
@@ -93,7 +105,7 @@ def test_statistics_stay_otherwise(factor, count, given):
 
 
 @pytest.mark.parametrize("freezes", [True, False])
-def test_a_run_that_trains_the_backbone_first_mends_it_by_itself(freezes):
+def test_a_run_that_trains_the_backbone_first_is_left_alone(freezes):
     phase = tk.Phase(train="all", epochs=1, freeze_batch_norm=freezes)
     found = []
     for adapts in ("auto", False):
@@ -106,20 +118,124 @@ def test_a_run_that_trains_the_backbone_first_mends_it_by_itself(freezes):
 
 def test_true_measures_whatever_the_statistics_are():
     model = net(factor=1.0)
-    assert fit(model, adapt_batch_norm=True)[0].endswith("; batch norm measured anew")
-    assert same(statistics(model), as_measured(net(factor=1.0), batch_size=64))
+    assert fit(model, adapt_batch_norm=True)[0].endswith("; batch norm measured anew on 80 images")
+    assert same(statistics(model), as_measured(net(factor=1.0)))
 
 
-def test_a_model_without_batch_norm_is_left_alone_unless_it_was_asked_for(tiny_model):
+def test_true_measures_what_the_run_itself_computes(monkeypatch):
+    """As it decodes, in its memory format and with its workers."""
+    seen = []
+    original = norm_statistics.image_batches
+
+    def watched(part, preprocessing, execution, **given):
+        seen.append((execution.decode, execution.channels_last, given["workers"]))
+        return original(part, preprocessing, execution, **given)
+
+    monkeypatch.setattr(norm_statistics, "image_batches", watched)
+    execution = tk.Execution("cpu", "fp32", channels_last=False, decode="exact")
+    trainer = tk.Trainer(
+        net(), recipe="linear-probe", execution=execution, workers=1, adapt_batch_norm=True, progress=False
+    )
+    trainer.fit(digits())
+    assert seen == [("exact", False, 1)]
+
+
+def test_what_cannot_be_measured_is_left_alone_unless_it_was_asked_for(tiny_model):
     images = torch.rand(70, 3, 8, 8).mul(255).byte().permute(0, 2, 3, 1).numpy()
     part = tk.Part(images, [0, 1] * 35, ["a", "b"])
+    ready = TensorDataset(torch.rand(70, 3, 32, 32), torch.arange(70) % 10)
     fit(tiny_model(norm=False), part)
-    with pytest.raises(ArgumentError, match="must be a model with batch norm"):
+    with pytest.raises(ArgumentError) as error:
         fit(tiny_model(norm=False), part, adapt_batch_norm=True)
+    assert str(error.value) == (
+        "The 'adapt_batch_norm' parameter of Trainer must be 'auto' or False for a model without batch norm, "
+        "such as this TinyNet. Got True instead."
+    )
+    with pytest.raises(ArgumentError) as error, pytest.warns(UserWarning, match="ready for the model"):
+        fit(net(), ready, adapt_batch_norm=True)
+    assert str(error.value) == (
+        "The 'adapt_batch_norm' parameter of Trainer must be 'auto' or False for data that is ready for the "
+        "model. Got True instead."
+    )
+
+
+class Varying(Dataset):
+    """Images that may be others each time, for all that is known."""
+
+    def __init__(self):
+        self.part = digits()
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, index):
+        return self.part[index]
+
+
+def test_images_that_vary_and_compiled_models_are_left_alone():
+    model, phase = net(), tk.Phase(train="head", epochs=1)
+    before = statistics(model)
+    fit(model, Varying(), recipe=phase)
+    compiled = torch.compile(model, backend="eager")
+    fit(compiled, recipe=phase)
+    assert same(statistics(model), before)
+
+
+class Behind(nn.Module):
+    """Batch norm before the head, behind it, called by keyword, and beside what is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm, self.unused = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.behind = nn.BatchNorm1d(10)
+        self.head = nn.Linear(4, 10)
+        for norm in (self.norm, self.unused, self.behind):
+            norm.running_mean.fill_(100.0)
+
+    def forward(self, images):
+        maps = self.norm(input=self.conv(images))
+        return self.behind(self.head(maps.mean(dim=(2, 3))))
+
+
+def test_only_batch_norm_that_runs_before_the_head_is_measured():
+    torch.manual_seed(0)
+    model = tk.attach_spec(Behind(), head="head", preprocessing=tk.Preprocessing(size=32))
+    before = statistics(model)
+    assert "batch norm measured anew" in fit(model, recipe=tk.Phase(train="head", epochs=1))[0]
+    after = statistics(model)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {f"norm.{each}" for each in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_a_norm_that_no_image_reaches_keeps_what_it_has():
+    model = tk.attach_spec(Behind(), head="head", preprocessing=tk.Preprocessing(size=32))
+    tk.adapt_batch_norm(model, digits(), device="cpu", precision="fp32")
+    assert model.unused.running_mean.tolist() == [100.0] * 4
+    assert model.norm.running_mean.abs().max() < 100
+
+
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_statistics_are_put_back_if_an_image_cannot_be_decoded(tmp_path, choice):
+    for number in range(70):
+        folder = tmp_path / f"{number % 2}"
+        folder.mkdir(exist_ok=True)
+        image = np.random.default_rng(number).integers(0, 40, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (tmp_path / "0" / "40.png").write_bytes(b"no image")
+    part = tk.load_dataset(str(tmp_path), val=0).train
+    model = net()
+    tk.replace_head(model, 2)
+    before = statistics(model)
+    with pytest.raises(ImageDecodeError):
+        fit(model, part, adapt_batch_norm=choice)
+    assert same(statistics(model), before)
 
 
 def test_random_weights_have_no_statistics_to_compare():
     model = tk.load_backbone("mini", weights=None, num_classes=10)
+    for norm in measured_norms(model):
+        norm.running_var.div_(SPOILED)
     before = statistics(model)
     fit(model)
     assert same(statistics(model), before)
@@ -145,8 +261,31 @@ def test_the_divergence_is_that_of_normal_distributions(device):
     norm = norms[0]
     now = Normal(given.mean((0, 2, 3)), (given.var((0, 2, 3), correction=0) + norm.eps).sqrt())
     before = Normal(norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt())
-    # From the statistics to the inputs: what the weights expect is the reference.
-    assert found == pytest.approx(float(kl_divergence(now, before).mean()), rel=1e-3)
+    assert found == {norm: pytest.approx(float(kl_divergence(now, before).median()), rel=1e-3)}
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in inference mode too."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, images):
+        return self.body(images + torch.rand_like(images))
+
+
+def test_random_numbers_afterwards_are_the_same():
+    draws = []
+    for choice in ("auto", False):
+        model = tk.attach_spec(Noisy(net()), head="body.fc", preprocessing=tk.Preprocessing(size=32))
+        torch.manual_seed(7)
+        tk.freeze(model, except_="head")
+        if choice == "auto":
+            execution = resolve_execution(model, device="cpu", precision="fp32")
+            norm_statistics.suit_statistics(model, digits(), execution, seed=0)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
 
 
 def test_a_second_run_reads_them_from_the_cache(monkeypatch):
@@ -165,9 +304,17 @@ def test_a_second_run_reads_them_from_the_cache(monkeypatch):
     other = net()
     with torch.no_grad():
         other.stem[0].conv.weight.mul_(0.9)
-    for model, part, seed in ((net(), digits(79), 0), (net(), digits(), 1), (other, digits(), 0)):
+    larger = tk.load_backbone("mini", image_size=48, num_classes=10)
+    larger.load_state_dict(net().state_dict())
+    for model, part, given in (
+        (net(), digits(79), {}),
+        (net(), digits(), {"seed": 1}),
+        (net(), digits(), {"precision": "bf16"}),
+        (other, digits(), {}),
+        (larger, digits(), {}),
+    ):
         with pytest.raises(AssertionError, match="measured again"):
-            fit(model, part, seed=seed)
+            fit(model, part, **given)
 
 
 class Stop(tk.Callback):

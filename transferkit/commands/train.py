@@ -73,7 +73,7 @@ def train(options: Options) -> None:
         run_dir=out,
         checkpoints=checkpoints,
         progress=not options.quiet,
-        adapt_batch_norm={"yes": True, "no": False}.get(options.adapt_batch_norm, "auto"),
+        adapt_batch_norm=options.adapt_batch_norm,
         on_error=options.on_error,
         **how,
     )

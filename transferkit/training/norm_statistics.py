@@ -1,4 +1,4 @@
-"""Frozen batch norm whose statistics are foreign to the images is given theirs before a run begins."""
+"""Batch norm whose statistics are foreign to the images is given theirs before a head is trained."""
 
 from __future__ import annotations
 
@@ -21,27 +21,37 @@ from transferkit.heads import head_module
 from transferkit.loading.batches import Batch
 from transferkit.loading.row_store import RowStore
 from transferkit.loading.sources import image_batches
-from transferkit.modes import is_held, modes_kept
+from transferkit.modes import modes_kept
 from transferkit.runtime import Execution
 from transferkit.training.run_directory import versions
 
 # Images on which statistics are compared, those on which they are measured, and the least there must be.
 _COMPARED, _MEASURED, _LEAST = 8, 128, 64
-# Divergence from which statistics are foreign: a layer is given what varies some ten times as much as it did
+# Divergence from which statistics are foreign: that of inputs which vary about 13 times as much as they did
 # in pretraining. docs/recipes.md has what this follows from.
 _FOREIGN = 5.0
+
+
+def measure_statistics(
+    model: nn.Module, part: Part, execution: Execution, *, seed: int, workers: int | None = None
+) -> str:
+    """Measure the statistics of batch norm anew on 128 images, and return that in a few words."""
+    part = drawn(part, _MEASURED, seed)
+    _measure(model, measured_norms(model), part, execution, seed, workers)
+    return f"batch norm measured anew on {len(part)} images"
 
 
 def suit_statistics(
     model: nn.Module, part: Part, execution: Execution, *, seed: int, workers: int | None = None
 ) -> str | None:
-    """Measure the statistics of frozen batch norm anew where they are foreign to the images.
+    """Measure the statistics of a frozen backbone's batch norm anew where they are foreign to the images.
 
-    Weights that were trained on much smaller images, say, have such statistics.
+    Weights that were trained on much smaller images, say, have such statistics. Nothing is done for fewer
+    than 64 images, images that vary, compiled models and data parallelism.
 
     Args:
         model: A model with a spec, on the execution's device; only its head trains.
-        part: Training images that are the same each time; fewer than 64 are too few to measure.
+        part: Training images.
         execution: How the model runs.
         seed: What the draw of images follows from.
         workers: Number of decoding threads; ``None`` stands for one for each processor.
@@ -49,7 +59,7 @@ def suit_statistics(
     Returns:
         What was done, in a few words, or ``None`` where the statistics stay as they are.
     """
-    norms = [each for each in measured_norms(model) if is_held(each) and _has_learned(each)]
+    norms = [each for each in measured_norms(model) if _has_learned(each)]
     if not norms or not part.fixed or len(part) < _LEAST or unwrapped(model) is not model:
         return None
     part = drawn(part, _MEASURED, seed)
@@ -60,14 +70,15 @@ def suit_statistics(
     else:
         row = _compared(model, norms, part, execution, seed, workers)
         if store is not None:
-            # That the cache cannot be written is told where features are kept.
+            # It is measured again each time where the cache cannot be written.
             with contextlib.suppress(OutputError):
                 store.add(ids, [row[None]])
-    apart = float(row[-1])
+    apart, seen = float(row[0]), row[1 : 1 + len(norms)].bool()
     if not apart > _FOREIGN:
         return None
-    _put(norms, row)
-    return f"batch norm measured anew on {len(part)} images, to which it was foreign (divergence {apart:.1f})"
+    _put(norms, seen.tolist(), row[1 + len(norms) :])
+    found = f"divergence {apart:.1f}, where {_FOREIGN:g} is the limit"
+    return f"batch norm measured anew on {len(part)} images, to which it was foreign ({found})"
 
 
 def _compared(
@@ -78,51 +89,79 @@ def _compared(
     seed: int,
     workers: int | None,
 ) -> Tensor:
-    """Return the statistics of the images if the model's own are foreign to them, and the divergence.
+    """Return the divergence, for each norm whether it counts, and statistics; the model keeps its own.
 
-    The model keeps its own.
+    The statistics are those of the images where the model's own are foreign to them. The head may be another
+    one when the row is read again, so what runs after it does not count.
     """
-    row = before = _packed(norms)
-    preprocessing = spec_of(model).preprocessing
+    kept = [buffer.clone() for norm in norms for buffer in norm.buffers()]
     spread = np.linspace(0, len(part) - 1, _COMPARED).astype(int)  # images may be sorted by their class
-    few = image_batches(part.take(spread), preprocessing, execution, batch_size=_COMPARED, workers=workers)
-    # Shuffled, so that a last batch of one joins the one before it, which batch norm needs.
-    order: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "seed": seed, "keep": False}
-    batches = image_batches(part, preprocessing, execution, workers=workers, **order)
+    few = image_batches(
+        part.take(spread), spec_of(model).preprocessing, execution, batch_size=_COMPARED, workers=workers
+    )
     first = next(few.epoch(0))
     try:
         # No random number of a model is drawn here that it would not draw where all is in the cache.
         with torch.random.fork_rng(devices=[first.inputs.device] if first.inputs.is_cuda else []):
-            apart = divergence(model, norms, first, execution)
+            found = divergence(model, norms, first, execution)
+            apart = max(found.values(), default=0.0)
             if apart > _FOREIGN:
-                measure(model, norms, batches.epoch(0), execution)
-                row = _packed(norms)
+                _measure(model, list(found), part, execution, seed, workers)
+            facts = torch.tensor([apart, *(norm in found for norm in norms)])
+            # A copy, which is made before the model has its own statistics again.
+            statistics = [buffer.flatten().float().cpu() for norm in norms for buffer in norm.buffers()]
+            return torch.cat((facts, *statistics))
     finally:
-        _put(norms, before)
-    return torch.cat((row, torch.tensor([apart])))
+        with torch.no_grad():
+            for buffer, before in zip((each for norm in norms for each in norm.buffers()), kept, strict=True):
+                buffer.copy_(before)
+
+
+def _measure(
+    model: nn.Module,
+    norms: Sequence[_BatchNorm],
+    part: Part,
+    execution: Execution,
+    seed: int,
+    workers: int | None,
+) -> None:
+    # Shuffled, so that a last batch of one joins the one before it, which batch norm needs.
+    order: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "seed": seed, "keep": False}
+    batches = image_batches(part, spec_of(model).preprocessing, execution, workers=workers, **order)
+    measure(model, norms, batches.epoch(0), execution)
 
 
 @torch.no_grad()
-def divergence(model: nn.Module, norms: Sequence[_BatchNorm], batch: Batch, execution: Execution) -> float:
-    """Return how far what batch norm is given lies from its statistics, in inference mode.
+def divergence(
+    model: nn.Module, norms: Sequence[_BatchNorm], batch: Batch, execution: Execution
+) -> dict[_BatchNorm, float]:
+    """Return how far what each norm is given lies from its statistics, in inference mode.
 
     Returns:
-        The largest over ``norms`` of the mean over their channels of the Kullback-Leibler divergence of the
-        normal distribution with the statistics from that with the mean and variance of the inputs.
+        For each of ``norms`` that runs before the head, the median over its channels of the Kullback-Leibler
+        divergence of the normal distribution with the statistics from that with the mean and variance of
+        the inputs: the median, so that a few channels that were as good as dead in pretraining do not count.
     """
-    apart: list[float] = []
+    apart: dict[_BatchNorm, float] = {}
+    in_head = [False]
 
-    def compare(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        channels = inputs[0].float().transpose(0, 1).flatten(1)
-        variance, mean = torch.var_mean(channels, dim=1, correction=0)
+    def compare(norm: _BatchNorm, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        if in_head[0]:
+            return
+        inputs = given[0] if given else named["input"]
+        variance, mean = torch.var_mean(inputs.float().transpose(0, 1).flatten(1), dim=1, correction=0)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.running_var + norm.eps
         ratio = (variance + norm.eps) / scale
         shift = (mean - norm.running_mean).square() / scale
-        apart.append(float((ratio - ratio.log() - 1 + shift).mean() / 2))
+        apart[norm] = float((ratio - ratio.log() - 1 + shift).median() / 2)
 
-    handles = [norm.register_forward_pre_hook(compare) for norm in norms]
+    def enter_head(*_: object) -> None:
+        in_head[0] = True
+
+    handles = [norm.register_forward_pre_hook(compare, with_kwargs=True) for norm in norms]
+    handles.append(head_module(model).register_forward_pre_hook(enter_head))
     try:
         with modes_kept(model), execution.autocast():
             model.eval()
@@ -130,26 +169,22 @@ def divergence(model: nn.Module, norms: Sequence[_BatchNorm], batch: Batch, exec
     finally:
         for handle in handles:
             handle.remove()
-    return max(apart, default=0.0)
+    return apart
 
 
 def _has_learned(norm: _BatchNorm) -> bool:
     # Random weights have statistics that no image has been through.
     mean = norm.running_mean
-    return mean is not None and mean.dtype == torch.float32 and bool(mean.any())
-
-
-def _packed(norms: Sequence[_BatchNorm]) -> Tensor:
-    """Return all buffers of some norms in one row, float32."""
-    return torch.cat([buffer.detach().flatten().float().cpu() for norm in norms for buffer in norm.buffers()])
+    return mean is not None and mean.dtype == torch.float32 and bool(mean.any()) and norm.eps > 0
 
 
 @torch.no_grad()
-def _put(norms: Sequence[_BatchNorm], row: Tensor) -> None:
+def _put(norms: Sequence[_BatchNorm], seen: Sequence[bool], values: Tensor) -> None:
     start = 0
-    for norm in norms:
+    for norm, is_seen in zip(norms, seen, strict=True):
         for buffer in norm.buffers():
-            buffer.copy_(row[start : start + buffer.numel()].view_as(buffer))
+            if is_seen:
+                buffer.copy_(values[start : start + buffer.numel()].view_as(buffer))
             start += buffer.numel()
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from transferkit.augmentations import Augmentation
 from transferkit.backbones.spec import find_spec, unwrapped
-from transferkit.batch_norm import adapt_batch_norm
+from transferkit.batch_norm import measured_norms
+from transferkit.checks import require
 from transferkit.classification import CrossEntropy, class_weights_of
 from transferkit.datasets.base import Part
 from transferkit.errors import ArgumentError, CheckpointCorruptError, DataError, DeviceMemoryError
@@ -35,7 +36,7 @@ from transferkit.training.linear_phase import fit_head, why_not_linear, why_not_
 from transferkit.training.loop import PhaseTools, random_state_of, run_phase, steps_of
 from transferkit.training.mixing import Mixing
 from transferkit.training.norm_folding import NormFolding
-from transferkit.training.norm_statistics import suit_statistics
+from transferkit.training.norm_statistics import measure_statistics, suit_statistics
 from transferkit.training.optimizers import build_optimizer
 from transferkit.training.phase_batches import PhaseBatches, phase_batches
 from transferkit.training.phases import Phase, epochs_of
@@ -97,6 +98,8 @@ class Run:
         self._resumed: Checkpoint | None = None
         for phase in self.phases:
             _check_possible(phase, self.model, self.data)
+        if self.adapts is True:
+            _check_adapts(self.model, self.data)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put model, best weights, history and place in the run where a checkpoint has them.
@@ -178,14 +181,14 @@ class Run:
 
     def _adapt(self, phase: Phase) -> str | None:
         """Measure batch norm's statistics anew, if that is asked for or they are foreign to the images."""
-        part, execution = self.data.train_part, self.execution
-        if self.adapts is True:
-            device, precision = execution.device, execution.precision
-            adapt_batch_norm(self.model, self.data.train, device=device, precision=precision, seed=self.seed)
-            return "batch norm measured anew"
-        if not self.adapts or part is None or not phase.head_only or find_spec(self.model) is None:
+        part = self.data.train_part
+        if part is None or not self.adapts:
             return None
-        return suit_statistics(self.model, part, execution, seed=self.seed, workers=self.data.workers)
+        how: dict[str, Any] = {"seed": self.seed, "workers": self.data.workers}
+        if self.adapts is True:
+            return measure_statistics(self.model, part, self.execution, **how)
+        suits = phase.head_only and find_spec(self.model) is not None
+        return suit_statistics(self.model, part, self.execution, **how) if suits else None
 
     def _solved_or_by_steps(self, number: int, batches: PhaseBatches) -> tuple[Phase, PhaseBatches]:
         """Let a phase that no solver can fit train by steps, and say why."""
@@ -379,3 +382,15 @@ def _check_possible(phase: Phase, model: nn.Module, data: TrainingData) -> None:
             "The 'checkpoint_activations' parameter of Phase must be False for a model without blocks of "
             f"several layers, such as this {type(unwrapped(model)).__name__}. Got True instead."
         )
+
+
+def _check_adapts(model: nn.Module, data: TrainingData) -> None:
+    """Refuse to measure batch norm anew without batch norm, or images that are prepared for the model."""
+    reason = None
+    if find_spec(model) is None:
+        reason = "a model without a spec"
+    elif data.train_part is None:
+        reason = "data that is ready for the model"
+    elif not measured_norms(model):
+        reason = f"a model without batch norm, such as this {type(unwrapped(model)).__name__}"
+    require(reason is None, "Trainer", "adapt_batch_norm", f"'auto' or False for {reason}", True)
