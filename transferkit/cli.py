@@ -224,7 +224,7 @@ def _add_predict(commands: _Commands) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="a CSV file; without it, the table goes to standard output"
     )
-    parser.add_argument("--grid", metavar="FILE", help="a picture of the first images with their labels")
+    parser.add_argument("--grid", metavar="FILE", help="a picture of some of the images with their labels")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels for each image (1)")
     _add_on_error(parser, "get no label")
     _add_run_options(parser)
