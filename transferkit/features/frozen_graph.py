@@ -138,7 +138,7 @@ class _LogitsOf(nn.Module):
         return output if isinstance(output, fx.Proxy) else getattr(output, "logits", output)
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # reason: torch's
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # reason: its base has no types
     """Counts the random draws of its own thread; the random state is that of the whole process."""
 
     count = 0

@@ -86,7 +86,7 @@ def staged(pixels: Pixels, chosen: Iterable[Indices], device: torch.device) -> I
 # One for all epochs: what is freed on a stream is used again on that stream alone.
 @lru_cache(maxsize=64)
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # reason: torch's
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # reason: torch gives it no types
 
 
 def picked(groups: Sequence[Group], chosen: Iterable[Indices]) -> Iterator[Staged]:

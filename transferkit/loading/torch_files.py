@@ -14,6 +14,8 @@ from transferkit.loading.pickle_scan import WastefulPickle, foreign_names
 from transferkit.loading.wording import first_line, printable
 
 _ZIP = b"PK\x03\x04"
+# What zipfile raises for archives that are damaged, cut short, encrypted or compressed in an unknown way.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError)
 # Parts of torch's messages where it met something that loading weights alone does not need.
 _REFUSALS = ("allowed global", "is blocked", "allowlist", "call reduce", "must be imported", ".tar format")
 _PICKLES = 5  # that the older format begins with
@@ -86,7 +88,7 @@ def _check_archive(path: Path) -> None:
                     f"{path} is damaged, or was not written by torch.save: its parts and its size disagree."
                 )
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointCorruptError(f"{path} is damaged: {error}.") from error
     if wrong is not None:
         raise CheckpointCorruptError(f"{path} is damaged: the checksum of {wrong!r} in it is wrong.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transferkit.errors import OutputError
 from transferkit.features.fingerprint import is_versioned, module_fingerprint
 from transferkit.features.stored import BATCH_SIZE, unit_of
 from transferkit.heads import head_module
-from transferkit.loading.batches import Batch
+from transferkit.loading.batches import Batch, BatchSource
 from transferkit.loading.row_store import RowStore
 from transferkit.loading.sources import image_batches
 from transferkit.modes import modes_kept
@@ -37,7 +36,8 @@ def measure_statistics(
 ) -> str:
     """Measure the statistics of batch norm anew on 128 images, and return that in a few words."""
     part = drawn(part, _MEASURED, seed)
-    _measure(model, measured_norms(model), part, execution, seed, workers)
+    batches = _batches(model, part, execution, seed, workers)
+    measure(model, measured_norms(model), batches.epoch(0), execution)
     return f"batch norm measured anew on {len(part)} images"
 
 
@@ -68,7 +68,9 @@ def suit_statistics(
     if store is not None and not len(store.missing(ids)):
         row = store.rows(ids).whole()[0]
     else:
-        row = _compared(model, norms, part, execution, seed, workers)
+        spread = np.linspace(0, len(part) - 1, _COMPARED).astype(int)  # images may be sorted by their class
+        few = _batches(model, part.take(spread), execution, seed, workers)
+        row = _compared(model, norms, few, _batches(model, part, execution, seed, workers), execution)
         if store is not None:
             # It is measured again each time where the cache cannot be written.
             with contextlib.suppress(OutputError):
@@ -84,10 +86,9 @@ def suit_statistics(
 def _compared(
     model: nn.Module,
     norms: Sequence[_BatchNorm],
-    part: Part,
+    few: BatchSource,
+    batches: BatchSource,
     execution: Execution,
-    seed: int,
-    workers: int | None,
 ) -> Tensor:
     """Return the divergence, for each norm whether it counts, and statistics; the model keeps its own.
 
@@ -95,10 +96,6 @@ def _compared(
     one when the row is read again, so what runs after it does not count.
     """
     kept = [buffer.clone() for norm in norms for buffer in norm.buffers()]
-    spread = np.linspace(0, len(part) - 1, _COMPARED).astype(int)  # images may be sorted by their class
-    few = image_batches(
-        part.take(spread), spec_of(model).preprocessing, execution, batch_size=_COMPARED, workers=workers
-    )
     first = next(few.epoch(0))
     try:
         # No random number of a model is drawn here that it would not draw where all is in the cache.
@@ -106,7 +103,7 @@ def _compared(
             found = divergence(model, norms, first, execution)
             apart = max(found.values(), default=0.0)
             if apart > _FOREIGN:
-                _measure(model, list(found), part, execution, seed, workers)
+                measure(model, list(found), batches.epoch(0), execution)
             facts = torch.tensor([apart, *(norm in found for norm in norms)])
             # A copy, which is made before the model has its own statistics again.
             statistics = [buffer.flatten().float().cpu() for norm in norms for buffer in norm.buffers()]
@@ -117,18 +114,20 @@ def _compared(
                 buffer.copy_(before)
 
 
-def _measure(
-    model: nn.Module,
-    norms: Sequence[_BatchNorm],
-    part: Part,
-    execution: Execution,
-    seed: int,
-    workers: int | None,
-) -> None:
-    # Shuffled, so that a last batch of one joins the one before it, which batch norm needs.
-    order: dict[str, Any] = {"batch_size": BATCH_SIZE, "shuffle": True, "seed": seed, "keep": False}
-    batches = image_batches(part, spec_of(model).preprocessing, execution, workers=workers, **order)
-    measure(model, norms, batches.epoch(0), execution)
+def _batches(
+    model: nn.Module, part: Part, execution: Execution, seed: int, workers: int | None
+) -> BatchSource:
+    return image_batches(
+        part,
+        spec_of(model).preprocessing,
+        execution,
+        batch_size=BATCH_SIZE,
+        # So that a last batch of one joins the one before it, which batch norm needs.
+        shuffle=True,
+        seed=seed,
+        workers=workers,
+        keep=False,
+    )
 
 
 @torch.no_grad()
